@@ -1,0 +1,372 @@
+"""The pure core: batches of events in, closed time buckets and alerts out.
+
+No Kafka, HTTP, clock or environment here: the same inputs in the same order always give the same
+state. Whatever the wall clock decides (a partition is idle) comes in as a call.
+
+Time: each partition has its own watermark, its latest event time minus ``grace``. An event is late
+when its time bucket ended before the watermark of its own partition, or was closed already. Time
+buckets close on the smallest watermark of the partitions that are not idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from monitor.alerts import Alert, Rule, RuleMonitor, Transition
+from monitor.batch import Bools, EventBatch
+from monitor.cells import AttributeCap, Cell, CellDictionary, CellSums, CellTable
+from monitor.gap_names import GapSpec
+from monitor.gaps import Gap, evaluate
+from monitor.groups import GroupIndex, Grouping, GroupTable, MetricTable, MetricValues
+from monitor.release import group_row
+from monitor.join import Join, JoinCounts, JoinLimits, OutcomeChange
+from monitor.tasks.base import DELAY, EXPIRED, OUTCOMES, PREDICTIONS, Ints, Scatter, Task
+from monitor.windows import Window
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Everything the engine needs to know of one model."""
+
+    name: str
+    task: Task
+    attributes: Sequence[AttributeCap]
+    max_cells: int
+    groupings: Sequence[Grouping]
+    metrics: Sequence[str]
+    gaps: Sequence[GapSpec]
+    windows: Sequence[tuple[str, int | None]]
+    rules: Sequence[Rule]
+    min_support: int
+    min_group_size: int
+    join: JoinLimits
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpec:
+    """Width of time buckets and how long they wait for late events, in milliseconds."""
+
+    bucket_ms: int
+    grace_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowReport:
+    """What one window of one model holds: [start, end), start None for ``all``.
+
+    Numbers of groups that must be withheld are gone already.
+    """
+
+    model: str
+    window: str
+    start: int | None
+    end: int | None
+    groups: Sequence[dict[str, Any]]
+    gaps: Sequence[Gap]
+
+
+class ModelEngine:
+    """Cells, join, windows and rules of one model."""
+
+    def __init__(self, spec: ModelSpec, time: TimeSpec) -> None:
+        self.spec = spec
+        self._bucket_ms = time.bucket_ms
+        names = [a.name for a in spec.attributes]
+        self.cells = CellDictionary(spec.attributes, spec.max_cells)
+        waits = any(f.block == "outcome" for f in spec.task.fields)
+        self._join = Join(spec.task, spec.join, waits_for_outcome=waits)
+        self._delay_step = spec.task.statistics[DELAY].scale * 1000
+        width = len(spec.task.statistics)
+        self.windows = {
+            label: Window(label, length, time.bucket_ms, width) for label, length in spec.windows
+        }
+        self._open: dict[int, CellTable] = {}
+        self._next: int | None = None
+        self._metrics = MetricTable(spec.task, spec.min_support, spec.min_group_size)
+        self._indexes: dict[Grouping, GroupIndex] = {
+            g: GroupIndex(names, g)
+            for g in [*spec.groupings, *(r.gap.groups for r in spec.rules), *(g.groups for g in spec.gaps)]
+        }
+        self._rules: dict[str, list[RuleMonitor]] = {label: [] for label in self.windows}
+        for rule in spec.rules:
+            self._rules[rule.window].append(RuleMonitor(rule, time.bucket_ms))
+
+    @property
+    def counts(self) -> JoinCounts:
+        """Totals of the join."""
+        return self._join.counts
+
+    @property
+    def unmatched_predictions(self) -> int:
+        """Predictions without an outcome so far, expired ones included."""
+        return self._join.unmatched_predictions
+
+    @property
+    def unmatched_outcomes(self) -> int:
+        """Outcomes without a prediction so far, expired ones included."""
+        return self._join.unmatched_outcomes
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """Alerts that are pending or firing now."""
+        return [a for rules in self._rules.values() for r in rules for a in r.active]
+
+    def step(self, batch: EventBatch) -> None:
+        """Take in events that are not late."""
+        if self._next is None and len(batch):
+            self._next = int(batch.event_time.min()) // self._bucket_ms
+        for change in self._join.step(batch, self.cells.digests):
+            if isinstance(change, OutcomeChange):
+                delay = np.rint(change.delay / self._delay_step).astype(np.int64)
+                scatters = [
+                    Scatter(OUTCOMES),
+                    Scatter(DELAY, delay),
+                    *self.spec.task.outcome_sums(change.predictions, change.outcomes),
+                ]
+            else:
+                scatters = [
+                    Scatter(PREDICTIONS),
+                    *self.spec.task.prediction_sums(change.predictions),
+                ]
+            self._scatter(change.time // self._bucket_ms, change.cell, scatters, change.sign)
+
+    def _scatter(self, buckets: Ints, cells: Ints, scatters: Sequence[Scatter], sign: int) -> None:
+        if not len(buckets):
+            return
+        first, last = int(buckets.min()), int(buckets.max())
+        if first == last:
+            self._table(first).add(cells, scatters, sign)
+            return
+        order = np.argsort(buckets, kind="stable")
+        ascending = buckets[order]
+        starts = np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1])))
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+            rows = order[start:end]
+            part = [Scatter(_pick(s.statistic, rows), _pick(s.value, rows)) for s in scatters]
+            self._table(int(ascending[start])).add(cells[rows], part, sign)
+
+    def _table(self, bucket: int) -> CellTable:
+        table = self._open.get(bucket)
+        if table is None:
+            table = self._open[bucket] = CellTable(len(self.cells), len(self.spec.task.statistics))
+            self._next = bucket if self._next is None else min(self._next, bucket)
+        return table
+
+    def last_open(self) -> int | None:
+        """End of the latest time bucket that holds events, or None."""
+        return (max(self._open) + 1) * self._bucket_ms if self._open else None
+
+    def close(self, until: int) -> list[Transition]:
+        """Close the time buckets that end at or before ``until``, in order; evaluate the rules."""
+        transitions: list[Transition] = []
+        last = until // self._bucket_ms
+        while self._next is not None and self._next < last:
+            bucket = min(self._next_interesting(), last)
+            quiet = bucket - self._next
+            if quiet > 0:
+                for rule in self._all_rules():
+                    transitions += rule.repeat((self._next + 1) * self._bucket_ms, quiet)
+            if bucket < last:
+                transitions += self._close_one(bucket)
+                bucket += 1
+            self._next = bucket
+        return transitions
+
+    def _next_interesting(self) -> int:
+        """The first time bucket from ``_next`` on whose closing changes anything."""
+        candidates = [min(self._open, default=None)]
+        expiry = self._join.next_expiry()
+        if expiry is not None:
+            candidates.append(expiry // self._bucket_ms)
+        for window in self.windows.values():
+            end = window.next_change()
+            if end is not None:
+                candidates.append(end // self._bucket_ms - 1)
+        known = [c for c in candidates if c is not None]
+        return max(min(known), self._next or 0) if known else 2**62
+
+    def _close_one(self, bucket: int) -> list[Transition]:
+        start, end = bucket * self._bucket_ms, (bucket + 1) * self._bucket_ms
+        expired = self._join.expire(end)
+        if expired.cell.size:
+            self._scatter(np.full(len(expired.cell), bucket), expired.cell, [Scatter(EXPIRED)], 1)
+        closed = self._closed(self._open.pop(bucket, None))
+        transitions: list[Transition] = []
+        for label, window in self.windows.items():
+            if window.close(start, end, closed):
+                for rule in self._rules[label]:
+                    transitions += rule.observe(end, self._gaps(window, rule.rule.gap, rule.rule.min_support))
+            else:
+                for rule in self._rules[label]:
+                    transitions += rule.repeat(end, 1)
+        return transitions
+
+    def _closed(self, table: CellTable | None) -> CellSums | None:
+        if table is None:
+            return None
+        block = table.sums[:, PREDICTIONS] + table.sums[:, OUTCOMES] + table.sums[:, EXPIRED]
+        touched = np.flatnonzero(block)
+        self.cells.admit(touched, block[touched])
+        return table.closed(self.cells.folded_to)
+
+    def _all_rules(self) -> list[RuleMonitor]:
+        return [r for rules in self._rules.values() for r in rules]
+
+    def _group_table(self, window: Window, grouping: Grouping) -> GroupTable:
+        index = self._indexes.setdefault(
+            grouping, GroupIndex([a.name for a in self.spec.attributes], grouping)
+        )
+        return index.table(self.cells.cells, window.total.sums)
+
+    def _gaps(self, window: Window, spec: GapSpec, min_support: int | None = None) -> list[Gap]:
+        table = self._group_table(window, tuple(spec.groups))
+        return evaluate(spec, table, window.total.sums.sum(axis=0), self._metrics, min_support)
+
+    def report(self) -> list[WindowReport]:
+        """Group values and gaps of every window, as of the last closed time bucket."""
+        reports = []
+        for label, window in self.windows.items():
+            rows = []
+            for grouping in [(), *self.spec.groupings]:
+                table = self._group_table(window, grouping)
+                for metric in self.spec.metrics:
+                    rows += _rows(self.spec.name, label, table, self._metrics.of_groups(metric, table))
+            gaps = [gap for spec in self.spec.gaps for gap in self._gaps(window, spec)]
+            length = window.length_ms
+            begin = None if length is None or window.end is None else window.end - length
+            reports.append(WindowReport(self.spec.name, label, begin, window.end, rows, gaps))
+        return reports
+
+    def cell_table(self, window: str) -> dict[Cell, tuple[int, ...]]:
+        """The non-zero rows of a window by their values: independent of the order of arrival."""
+        sums = self.windows[window].total.sums
+        touched = np.flatnonzero((sums != 0).any(axis=1)).tolist()
+        return {self.cells.cells[c]: tuple(sums[c].tolist()) for c in touched}
+
+
+def _rows(model: str, window: str, table: GroupTable, values: MetricValues) -> list[dict[str, Any]]:
+    numerators = [None] * len(table.groups) if values.numerator is None else values.numerator.tolist()
+    denominators = [None] * len(table.groups) if values.denominator is None else values.denominator.tolist()
+    return [
+        group_row(
+            model,
+            table.named(i),
+            values.metric.name,
+            window,
+            value=float(values.value[i]),
+            numerator=numerators[i],
+            denominator=denominators[i],
+            support=int(values.support[i]),
+            status=values.status[i],
+        )
+        for i in range(len(table.groups))
+    ]
+
+
+def _pick(values: Ints | int, rows: Ints) -> Ints | int:
+    return values if isinstance(values, int) else values[rows]
+
+
+@dataclass(slots=True)
+class _Partition:
+    latest: int | None = None
+    idle: bool = False
+
+
+@dataclass(slots=True)
+class Engine:
+    """Several models over shared partitions; see the module's text for how time passes."""
+
+    time: TimeSpec
+    models: dict[str, ModelEngine]
+    closed_until: int | None = None
+    _partitions: dict[str, _Partition] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, specs: Sequence[ModelSpec], time: TimeSpec) -> Engine:
+        """A fresh engine for these models."""
+        return cls(time, {s.name: ModelEngine(s, time) for s in specs})
+
+    def add_partition(self, partition: str) -> None:
+        """From now on no time bucket closes before this partition has passed it."""
+        self._partitions.setdefault(partition, _Partition())
+
+    def set_idle(self, partition: str, idle: bool = True) -> None:
+        """Leave a partition out of (or take it back into) what time buckets wait for.
+
+        A partition that ended is idle for good. The decision is the caller's, and an input like any
+        other: replaying it at the same place gives the same result.
+        """
+        self._partitions[partition].idle = idle
+
+    def watermark(self, partition: str) -> int | None:
+        """Latest event time of the partition minus grace; None before its first event."""
+        latest = self._partitions[partition].latest
+        return None if latest is None else latest - self.time.grace_ms
+
+    def step(self, partition: str, batches: Mapping[str, EventBatch]) -> Ints:
+        """Take in the events of one partition, by model; return the records of late events."""
+        parts = [(name, batch) for name, batch in batches.items() if len(batch)]
+        if not parts:
+            return np.empty(0, np.int64)
+        if len(parts) == 1:
+            name, batch = parts[0]
+            late = self._late(partition, batch.event_time)
+            if not late.any():
+                self.models[name].step(batch)
+                return np.empty(0, np.int64)
+            self.models[name].step(batch.take(np.flatnonzero(~late)))
+            return batch.record[late]
+        times = np.concatenate([batch.event_time for _, batch in parts])
+        records = np.concatenate([batch.record for _, batch in parts])
+        order = np.argsort(records, kind="stable")
+        late = np.empty(len(times), np.bool_)
+        late[order] = self._late(partition, times[order])
+        start = 0
+        for name, batch in parts:
+            own = late[start : start + len(batch)]
+            start += len(batch)
+            self.models[name].step(batch.take(np.flatnonzero(~own)))
+        return records[late]
+
+    def _late(self, partition: str, times: Ints) -> Bools:
+        """Which events are late, in order of arrival; moves the partition's watermark."""
+        state = self._partitions[partition]
+        latest = np.maximum.accumulate(times)
+        before = np.empty_like(latest)
+        before[1:] = latest[:-1]
+        before[0] = times[0] if state.latest is None else state.latest
+        if state.latest is not None:
+            before = np.maximum(before, state.latest)
+        bucket_end = times - times % self.time.bucket_ms + self.time.bucket_ms
+        late = bucket_end <= before - self.time.grace_ms
+        if self.closed_until is not None:
+            late |= bucket_end <= self.closed_until
+        state.latest = max(int(latest[-1]), int(before[-1]))
+        return late
+
+    def advance(self) -> list[Transition]:
+        """Close every time bucket that all partitions that are not idle have passed."""
+        marks = [self.watermark(name) for name, p in self._partitions.items() if not p.idle]
+        passed = [m for m in marks if m is not None]
+        if not passed or len(passed) < len(marks):
+            return []
+        return self._close(min(passed))
+
+    def finish(self) -> list[Transition]:
+        """The sources ended: close every time bucket that holds events."""
+        last = max((end for m in self.models.values() if (end := m.last_open()) is not None), default=None)
+        return [] if last is None else self._close(last)
+
+    def _close(self, until: int) -> list[Transition]:
+        until -= until % self.time.bucket_ms
+        if self.closed_until is not None and until <= self.closed_until:
+            return []
+        self.closed_until = until
+        transitions = [t for model in self.models.values() for t in model.close(until)]
+        transitions.sort(key=lambda t: t.at)
+        return transitions

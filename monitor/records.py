@@ -1,0 +1,57 @@
+"""What sources hand over, and what is turned away: records, positions, rejects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from monitor.names import Reason
+
+
+class Rejected(Exception):
+    """Raised while an event is judged; becomes a :class:`Reject`."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Consecutive records of one partition, as raw bytes.
+
+    ``partition`` names the partition among all that are read (``events.jsonl``, ``topic-0``);
+    ``positions[i]`` is the line or offset of record i; ``arrival_ms`` when the records arrived;
+    ``ascii`` says that every payload is known to be ASCII. ``unreadable`` holds the rejection of records
+    that the source itself could not read (a CSV row with too many cells).
+    """
+
+    partition: str
+    payloads: Sequence[bytes]
+    positions: Sequence[int]
+    arrival_ms: int
+    ascii: bool = False
+    unreadable: Mapping[int, Rejected] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """An event that was not accepted: where it was, why, and its raw bytes.
+
+    ``element`` is its number within a record that holds several events, else None.
+    """
+
+    partition: str
+    position: int
+    reason: Reason
+    message: str
+    payload: bytes
+    element: int | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.partition}:{self.position}"
+        inside = "" if self.element is None else f" (element {self.element})"
+        return f"{where}{inside}: {self.reason}: {self.message}"

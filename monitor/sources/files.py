@@ -1,0 +1,293 @@
+"""Records from files and standard input: JSON lines, CSV, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import msgspec
+
+from monitor.errors import MonitorError
+from monitor.names import Reason
+from monitor.paths import FieldPath, FieldsConfig
+from monitor.records import RecordBatch, Rejected
+from monitor.tasks.base import Field
+
+Format = Literal["auto", "jsonl", "csv", "parquet"]
+
+BATCH_RECORDS = 10_000
+_BLOCK = 1 << 21
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class FileInput:
+    """A file to read, or standard input (``-``), and the source whose mapping it is read with."""
+
+    path: str
+    source: str
+    format: Format = "auto"
+
+    @property
+    def partition(self) -> str:
+        """Name of the input in positions: the path, or ``stdin``."""
+        return "stdin" if self.path == "-" else self.path
+
+    @property
+    def size(self) -> int:
+        """Bytes to read as far as they are known: 0 for standard input."""
+        return 0 if self.path == "-" else Path(self.path).stat().st_size
+
+    def resolved_format(self) -> Literal["jsonl", "csv", "parquet"]:
+        """The format, told by the file's name where it is ``auto``."""
+        if self.format != "auto":
+            return self.format
+        name = self.path.removesuffix(".gz").lower()
+        if name.endswith((".csv", ".tsv")):
+            return "csv"
+        return "parquet" if name.endswith((".parquet", ".pq")) else "jsonl"
+
+
+class Progress:
+    """Bytes consumed so far, for a progress bar."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+def read_batches(
+    source: FileInput,
+    fields: FieldsConfig,
+    task_fields: Mapping[str, Field],
+    *,
+    max_record_bytes: int,
+    now_ms: Callable[[], int],
+    progress: Progress | None = None,
+    batch_records: int = BATCH_RECORDS,
+) -> Iterator[RecordBatch]:
+    """Batches of the records of one input, in order; positions are line or row numbers from 1.
+
+    CSV has no types: columns whose fields are numbers or flags are read as such where they can be,
+    and an empty cell is an absent field. Blank lines are no records.
+
+    Raises :class:`~monitor.errors.MonitorError` when the input cannot be opened or is not of its format.
+    """
+    progress = progress or Progress()
+    kind = source.resolved_format()
+    try:
+        if kind == "parquet":
+            rows = _parquet_rows(source, progress, batch_records)
+        elif kind == "csv":
+            rows = _csv_rows(source, converters(fields, task_fields), progress)
+        else:
+            with _open(source) as stream:
+                yield from _json_lines(
+                    stream, source.partition, max_record_bytes, now_ms, progress, batch_records
+                )
+            return
+        yield from _batched(rows, source.partition, now_ms, batch_records)
+    except OSError as error:
+        raise MonitorError(f"cannot read {source.partition}: {error.strerror or error}") from error
+
+
+def _open(source: FileInput) -> IO[bytes]:
+    if source.path == "-":
+        return sys.stdin.buffer
+    if source.path.endswith(".gz"):
+        return cast(IO[bytes], gzip.open(source.path, "rb"))
+    return open(source.path, "rb")
+
+
+def _json_lines(
+    stream: IO[bytes],
+    partition: str,
+    max_record_bytes: int,
+    now_ms: Callable[[], int],
+    progress: Progress,
+    batch_records: int,
+) -> Iterator[RecordBatch]:
+    rest, line, skipping = b"", 0, False
+    read = getattr(stream, "read1", stream.read)
+    while block := read(_BLOCK):
+        progress.bytes += len(block)
+        if skipping:  # the rest of a line whose beginning was handed over as too large
+            end = block.find(b"\n")
+            if end < 0:
+                continue
+            block, skipping = block[end + 1 :], False
+        head, newline, tail = block.rpartition(b"\n")
+        if newline:
+            lines = (rest + head).split(b"\n")
+            ascii_only = rest.isascii() and head.isascii()
+            yield from _chunks(lines, line, partition, now_ms(), batch_records, ascii_only)
+            line += len(lines)
+            rest = tail
+        else:
+            rest += block
+        if len(rest) > max_record_bytes:
+            line += 1
+            yield RecordBatch(partition, [rest[: max_record_bytes + 1]], [line], now_ms())
+            rest, skipping = b"", True
+    if rest:
+        yield from _chunks([rest], line, partition, now_ms(), batch_records, rest.isascii())
+
+
+def _chunks(
+    lines: list[bytes], before: int, partition: str, now_ms: int, batch_records: int, ascii_only: bool
+) -> Iterator[RecordBatch]:
+    for start in range(0, len(lines), batch_records):
+        payloads = lines[start : start + batch_records]
+        positions: Any = range(before + start + 1, before + start + 1 + len(payloads))
+        if b"" in payloads or b"\r" in payloads or any(p.isspace() for p in payloads if len(p) < 8):
+            kept = [(n, p) for n, p in zip(positions, payloads, strict=True) if p.strip()]
+            if not kept:
+                continue
+            positions, payloads = [n for n, _ in kept], [p for _, p in kept]
+        yield RecordBatch(partition, payloads, positions, now_ms, ascii_only)
+
+
+_Row = tuple[int, bytes, Rejected | None]
+
+
+def _batched(
+    rows: Iterator[_Row], partition: str, now_ms: Callable[[], int], batch_records: int
+) -> Iterator[RecordBatch]:
+    batch: list[_Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == batch_records:
+            yield _record_batch(batch, partition, now_ms())
+            batch = []
+    if batch:
+        yield _record_batch(batch, partition, now_ms())
+
+
+def _record_batch(rows: list[_Row], partition: str, now_ms: int) -> RecordBatch:
+    return RecordBatch(
+        partition,
+        [payload for _, payload, _ in rows],
+        [position for position, _, _ in rows],
+        now_ms,
+        unreadable={i: reject for i, (_, _, reject) in enumerate(rows) if reject is not None},
+    )
+
+
+# CSV ---------------------------------------------------------------------------------------------
+
+Converter = Callable[[str], object]
+
+
+def converters(fields: FieldsConfig, task_fields: Mapping[str, Field]) -> dict[str, Converter]:
+    """How the columns of a CSV are read; columns that are not named are texts."""
+    found: dict[str, Converter] = {}
+
+    def read_as(path: FieldPath | str, converter: Converter) -> None:
+        steps = (FieldPath(path=path) if isinstance(path, str) else path).steps
+        if len(steps) == 1 and isinstance(steps[0], str):
+            found[steps[0]] = converter
+
+    for time in (fields.time, fields.outcome_time):
+        if time.unit != "rfc3339":
+            read_as(time, _number)
+    read_as(fields.weight, _number)
+    read_as(fields.sampling_fraction, _number)
+    for name, field in task_fields.items():
+        path = fields.task_field(name)
+        wanted = path.one_of or ((path.equals,) if path.equals is not None else ())
+        if path.at_least is not None or field.kind in ("number", "count"):
+            read_as(path, _number)
+        elif wanted:
+            if not any(isinstance(w, str) for w in wanted):
+                read_as(path, _flag)
+        elif field.kind == "flag":
+            read_as(path, _flag)
+    return found
+
+
+def _number(text: str) -> object:
+    """A JSON number as a number; anything else stays a text, and is judged as one."""
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None or len(text) > 400:
+        return text
+    return float(text) if match[2] or match[3] else int(text)
+
+
+def _flag(text: str) -> object:
+    lower = text.strip().lower()
+    return lower == "true" if lower in ("true", "false") else _number(text)
+
+
+def _csv_rows(source: FileInput, columns: Mapping[str, Converter], progress: Progress) -> Iterator[_Row]:
+    encode = msgspec.json.Encoder().encode
+    delimiter = "\t" if source.path.removesuffix(".gz").lower().endswith(".tsv") else ","
+    with io.TextIOWrapper(
+        _open(source), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as stream:
+        reader = csv.reader(stream, delimiter=delimiter)
+        try:
+            header = next(reader)
+        except StopIteration:
+            return
+        convert = [columns.get(name) for name in header]
+        csv.field_size_limit(1 << 27)
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                yield reader.line_num, b"", Rejected(Reason.INVALID_JSON, f"the CSV row is broken: {error}")
+                continue
+            if cells is None:
+                return
+            if not cells:
+                continue
+            raw = delimiter.join(cells).encode("utf-8", "surrogateescape")
+            progress.bytes += len(raw) + 1
+            reject = None
+            payload = raw
+            if len(cells) != len(header):
+                reject = Rejected(
+                    Reason.INVALID_JSON, f"the row has {len(cells)} cells, the header has {len(header)}"
+                )
+            else:
+                record = {
+                    name: text if how is None else how(text)
+                    for name, how, text in zip(header, convert, cells, strict=True)
+                    if text != ""
+                }
+                try:
+                    payload = encode(record)
+                except UnicodeEncodeError:
+                    reject = Rejected(Reason.INVALID_UTF8, "the row is not UTF-8")
+            yield reader.line_num, payload, reject
+
+
+# Parquet -----------------------------------------------------------------------------------------
+
+
+def _parquet_rows(source: FileInput, progress: Progress, batch_records: int) -> Iterator[_Row]:
+    try:
+        import polars
+    except ImportError:
+        raise MonitorError(
+            f"reading {source.partition} needs polars: pip install 'fairness-monitor[parquet]'"
+        ) from None
+
+    encode = msgspec.json.Encoder().encode
+    try:
+        content = io.BytesIO(sys.stdin.buffer.read()) if source.path == "-" else None
+        table = polars.scan_parquet(source.path if content is None else content)
+        position = 0
+        for batch in table.collect_batches(chunk_size=batch_records, maintain_order=True):
+            for record in batch.iter_rows(named=True):
+                position += 1
+                yield position, encode(record), None
+            progress.bytes = source.size // 2
+    except polars.exceptions.PolarsError as error:
+        raise MonitorError(f"{source.partition} cannot be read as Parquet: {error}") from error

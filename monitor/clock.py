@@ -102,7 +102,7 @@ def slide_step(window: timedelta, bucket: timedelta) -> timedelta:
 
 
 def why_unfit(window: timedelta | Literal["all"], bucket: timedelta) -> tuple[str, str] | None:
-    """What is wrong with a window over these time buckets and what to do, or None."""
+    """Say what is wrong with a window over these time buckets and what to do, or None."""
     if isinstance(window, str):
         return None
     step = slide_step(window, bucket)

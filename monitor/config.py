@@ -70,7 +70,7 @@ def _as_task(value: Any) -> Any:
 
 
 def _task(data: Mapping[str, Any]) -> Task | None:
-    """The task of a model whose fields so far are ``data``; None when they do not make one."""
+    """Build the task of a model whose fields so far are ``data``; None when they do not make one."""
     if not {"task", "weights", "join"} <= data.keys():
         return None
     try:
@@ -370,7 +370,7 @@ class ModelConfig(Frozen):
         return self
 
     def build_task(self) -> Task:
-        """The task with its statistics and metrics."""
+        """Build the task with its statistics and metrics."""
         return _build(self.task, self.weights, self.join)
 
     @cached_property

@@ -115,9 +115,6 @@ class _Document:
         self.problems.append(Problem(format_path(where), line, message, fix, origin))
 
 
-# --- YAML ------------------------------------------------------------------------------------------
-
-
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.composer.warn_double_anchors = False
@@ -202,9 +199,6 @@ class _Reader:
                 self._document.value_lines.pop((*where, key.value), None)
                 found[key.value] = self.read(value, (*where, key.value), above)
         return {**merged, **found}
-
-
-# --- environment -----------------------------------------------------------------------------------
 
 
 def _override(document: _Document, environ: Mapping[str, str]) -> None:
@@ -310,9 +304,6 @@ def _set(document: _Document, where: Where, value: Any) -> tuple[str, str] | Non
         holder[last] = value
     document.data = document.data if document.data is not None else {}
     return None
-
-
-# --- validation ------------------------------------------------------------------------------------
 
 
 def _validate(document: _Document) -> Config | None:
@@ -425,7 +416,7 @@ def _report_missing_key(document: _Document, key: Where, data: Any, built: Where
 
 
 def _follows(error: ErrorDetails, where: Where, known: frozenset[Where]) -> bool:
-    """Is this only there because something else was left out?"""
+    """Tell whether this is only there because something else was left out."""
     if where in known or any(p[:-1] == where for p in known):
         return True
     for need in error.get("ctx", {}).get("needs", ()):

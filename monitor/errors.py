@@ -133,7 +133,7 @@ def _shown(value: Any) -> str:
 
 
 def explain(error: ErrorDetails) -> tuple[str, str]:
-    """What is wrong and what to do, in words, for an error that pydantic found."""
+    """Say in words what is wrong and what to do, for an error that pydantic found."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "config":
         return context["message"], context["fix"]
@@ -204,7 +204,7 @@ def _is_model(leaf: Any) -> bool:
 
 
 def holds_text(root: type[BaseModel], where: Where, text: str) -> bool:
-    """Is the content at this path text, so that digits or a colon in it mean nothing?"""
+    """Tell whether the content at this path is text, so that digits or a colon in it mean nothing."""
     leaves, named = walk(root, where)
     if str not in leaves or any(_is_model(t) or t in (int, float, bool) for t in leaves):
         return False

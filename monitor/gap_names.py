@@ -255,7 +255,7 @@ def gap_spec(
     kind: Kind,
     reference: Mapping[str, str] | None,
 ) -> GapSpec:
-    """The gap of a canonical metric, or of a named gap with the metrics and the sign it stands for."""
+    """Make the gap of a canonical metric, or of a named gap with the metrics and the sign it stands for."""
     gap = NAMED_GAPS.get(name)
     if gap is None:
         return GapSpec(name, (name,), groups, comparison, kind, reference)
@@ -406,7 +406,7 @@ def gap_title(spec: GapSpec, *details: str) -> str:
 
 
 def unique_names(given: Sequence[str], made: Sequence[str], findings: Findings) -> list[str]:
-    """The given names, and where there is none the made one, numbered where it is taken."""
+    """Take the given names, and where there is none the made one, numbered where it is taken."""
     names: list[str] = []
     for i, (name, own) in enumerate(zip(given, made, strict=True)):
         if name and name in names:

@@ -55,7 +55,7 @@ class PathError(ValueError):
 
 
 def parse_path(text: str) -> tuple[Step, ...]:
-    r"""Steps of a path into nested JSON.
+    r"""Split a path into nested JSON into its steps.
 
     Parameters
     ----------

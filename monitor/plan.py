@@ -136,7 +136,7 @@ def _describe_attribute(name: str, attribute: AttributeConfig) -> AttributePlan:
 
 
 def _closed_steps(model: ModelConfig, bucket: timedelta) -> int:
-    """Closed steps that windows hold at the same time, with the one that each is filling."""
+    """Count the closed steps that windows hold at the same time, with the one that each is filling."""
     shared, own = 0, 0
     for window in model.all_windows:
         if isinstance(window, str):
@@ -163,7 +163,7 @@ def _pairs(spec: GapSpec, groups: int) -> int:
 
 
 def rule_sentence(rule: RuleConfig, bucket: timedelta) -> str:
-    """What a rule watches, in a sentence without a full stop."""
+    """Say what a rule watches, in a sentence without a full stop."""
     groups = " and ".join(rule.groups)
     against = {
         "between": f"between groups of {groups}",
@@ -195,7 +195,7 @@ def _breach(rule: RuleConfig) -> str:
 
 
 def render(plan: Plan) -> str:
-    """The plan as plain text, at most 110 characters wide where names allow."""
+    """Write the plan as plain text, at most 110 characters wide where names allow."""
     lines: list[str] = []
     for model in plan.models:
         lines += [f"model {model.name}", *_rows(_model_rows(model, plan.time_bucket)), ""]

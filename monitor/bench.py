@@ -1,0 +1,207 @@
+"""``fairness-monitor bench``: throughput of a replay beside bare loops over the same file, in one run.
+
+Times of one machine say little; the ratios between loops that ran side by side hold.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from monitor.config import Config
+from monitor.config_file import parse_config
+from monitor.replay import replay
+from monitor.sinks.dead_letter import DeadLetters
+from monitor.sources.files import FileInput
+
+_ATTRIBUTES = {
+    "accent": [f"accent-{i}" for i in range(10)],
+    "site": [f"ward-{i}" for i in range(12)],
+    "noise": ["quiet", "low", "medium", "high", "very high"],
+    "sex": ["female", "male"],
+    "device": ["headset", "room"],
+}
+_PAIRS = (("accent", "sex"), ("accent", "noise"), ("site", "noise"), ("site", "sex"), ("noise", "device"))
+_GROUPINGS: tuple[tuple[str, ...], ...] = (*((a,) for a in _ATTRIBUTES), *_PAIRS)
+_CONFIG = """
+models:
+  bench:
+    task: binary
+    groups: [accent, site, noise, sex, device,
+             [accent, sex], [accent, noise], [site, noise], [site, sex], [noise, device]]
+    windows: [1h, all]
+    rules:
+      - {metric: false_positive_rate, groups: accent, tolerance: 0.05, window: 1h}
+      - {metric: true_positive_rate, groups: [accent, sex], tolerance: 0.2, window: 1h}
+time: {grace: 1m}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One loop over the events: CPU time, and how often it is quicker than each bare loop."""
+
+    name: str
+    events: int
+    cpu_us_per_event: float
+    events_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """All loops of one run, and the ratios of the replay to each of the others (above 1: quicker)."""
+
+    machine: str
+    events: int
+    bytes_per_event: float
+    measurements: Sequence[Measurement]
+    ratios: dict[str, dict[str, float]]
+
+    def document(self) -> dict[str, Any]:
+        """The run as JSON."""
+        return asdict(self)
+
+
+def write_events(joined: Path, split: Path, events: int, seed: int = 0) -> None:
+    """The same events twice: joined ones, and predictions with outcomes that come a little later."""
+    rng = random.Random(seed)
+    names = list(_ATTRIBUTES)
+    waiting: list[tuple[int, str]] = []
+    with joined.open("w") as one, split.open("w") as two:
+        for i in range(events):
+            at = 1_700_000_000_000 + i
+            attributes = {n: rng.choice(_ATTRIBUTES[n]) for n in names}
+            base = {"id": f"p-{i:08d}", "time": at, "attributes": attributes, "decision": rng.random() < 0.4}
+            outcome = rng.random() < 0.5
+            one.write(json.dumps({**base, "outcome": outcome}, separators=(",", ":")) + "\n")
+            two.write(json.dumps(base, separators=(",", ":")) + "\n")
+            later = at + 20_000
+            known = {"id": base["id"], "time": later, "outcome": outcome}
+            waiting.append((later, json.dumps(known, separators=(",", ":"))))
+            if i >= 20_000:
+                two.write(waiting[i - 20_000][1] + "\n")
+                waiting[i - 20_000] = (0, "")
+        two.writelines(text + "\n" for _, text in waiting if text)
+
+
+def run(events: int, rounds: int, tell: Callable[[str], None]) -> Benchmark:
+    """Time every loop ``rounds`` times, taking turns, and keep each one's best."""
+    with tempfile.TemporaryDirectory() as folder:
+        joined, split = Path(folder, "joined.jsonl"), Path(folder, "split.jsonl")
+        tell(f"writing {events:,} events")
+        write_events(joined, split, events)
+        config = parse_config(_CONFIG)
+        loops: dict[str, tuple[Path, Callable[[Path], int]]] = {
+            "replay, joined events": (joined, lambda path: _replay(config, path)),
+            "replay, split events": (split, lambda path: _replay(config, path)),
+            "bare msgspec loop": (joined, _msgspec),
+            "bare json.loads loop": (joined, _json),
+            "bare pydantic loop": (joined, _pydantic),
+            "naive loop: json.loads + river ConfusionMatrix per group": (joined, _river),
+        }
+        best: dict[str, Measurement] = {}
+        for turn in range(rounds):
+            for name, (path, loop) in loops.items():
+                tell(f"round {turn + 1} of {rounds}: {name}")
+                start = time.process_time()
+                count = loop(path)
+                cpu = time.process_time() - start
+                if name not in best or cpu / count * 1e6 < best[name].cpu_us_per_event:
+                    best[name] = Measurement(name, count, cpu / count * 1e6, count / cpu)
+        size = joined.stat().st_size / events
+    replays = [name for name in best if name.startswith("replay")]
+    ratios = {
+        name: {
+            other: best[other].cpu_us_per_event / best[name].cpu_us_per_event
+            for other in best
+            if other not in replays
+        }
+        for name in replays
+    }
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    return Benchmark(machine, events, size, list(best.values()), ratios)
+
+
+def _replay(config: Config, path: Path) -> int:
+    with DeadLetters(None) as letters:
+        result = replay(
+            config, [FileInput(str(path), "events")], now_ms=lambda: 2_000_000_000_000, dead_letters=letters
+        )
+    if result.events["rejected"] or result.events["unmatched_predictions"]:
+        raise RuntimeError(f"the benchmark's own events were not all taken: {dict(result.events)}")
+    return result.events["read"]
+
+
+def _json(path: Path) -> int:
+    count = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            json.loads(line)
+            count += 1
+    return count
+
+
+class _Event(msgspec.Struct, gc=False):
+    id: str
+    time: int
+    attributes: dict[str, str]
+    decision: bool
+    outcome: bool
+
+
+def _msgspec(path: Path) -> int:
+    decode = msgspec.json.Decoder(_Event).decode
+    count = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            decode(line)
+            count += 1
+    return count
+
+
+class _Typed(TypedDict):
+    id: str
+    time: int
+    attributes: dict[str, str]
+    decision: bool
+    outcome: bool
+
+
+def _pydantic(path: Path) -> int:
+    validate = TypeAdapter(_Typed).validate_json
+    count = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            validate(line)
+            count += 1
+    return count
+
+
+def _river(path: Path) -> int:
+    from river.metrics import ConfusionMatrix
+
+    tables: dict[tuple[tuple[str, ...], tuple[str, ...]], ConfusionMatrix] = {}
+    count = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            event = json.loads(line)
+            attributes = event["attributes"]
+            for grouping in _GROUPINGS:
+                key = (grouping, tuple(attributes[a] for a in grouping))
+                table = tables.get(key)
+                if table is None:
+                    table = tables[key] = ConfusionMatrix()
+                table.update(event["outcome"], event["decision"])
+            count += 1
+    return count

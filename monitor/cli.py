@@ -1,0 +1,270 @@
+"""The command line: ``fairness-monitor COMMAND``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from monitor import __version__, plan, tasks
+from monitor.alerts import AlertState, Transition
+from monitor.config import Config
+from monitor.config_file import load_config
+from monitor.errors import MonitorError
+from monitor.events import Contract
+from monitor.render import render
+from monitor.replay import replay as run_replay
+from monitor.sinks.dead_letter import DeadLetters
+from monitor.sources.files import FileInput, Format
+from monitor.sources.files import Progress as Consumed
+
+app = typer.Typer(
+    name="fairness-monitor",
+    help="Watches a deployed model for fairness gaps between groups, and says when one opens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+_EXAMPLES = (
+    {"type": "binary", "score": {"range": [0, 1]}},
+    {"type": "regression", "range": [0, 1]},
+    {"type": "speech", "input": "texts"},
+    {"type": "speech", "input": "counts"},
+    {"type": "score", "range": [0, 1]},
+)
+"""Tasks whose events ``schema`` prints without a configuration; ranges are examples."""
+
+
+class OutputFormat(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class InputFormat(StrEnum):
+    """How an input is read."""
+
+    AUTO = "auto"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="the YAML configuration")]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fairness-monitor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def replay(
+    config: ConfigPath,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE=]INPUT…",
+            help="files (JSONL, CSV, Parquet, .gz) or - for standard input; SOURCE names the source of the "
+            "configuration whose fields it has; without any, the paths of the sources",
+        ),
+    ] = None,
+    output: Annotated[
+        OutputFormat, typer.Option("--format", "-f", help="how to print the result")
+    ] = OutputFormat.TABLE,
+    dead_letters: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="write rejected events here, in place of dead_letter.path"),
+    ] = None,
+) -> None:
+    """Read files to their end and print what the monitor would have said.
+
+    Alerts go to standard error as they happen, the result to standard output. Exit code 0 whether or
+    not alerts fired, 2 when the configuration or an input cannot be used.
+    """
+    settings = load_config(config, os.environ)
+    files = _inputs(settings, inputs or [])
+    consumed = Consumed()
+    with (
+        DeadLetters(dead_letters or settings.dead_letter.path) as letters,
+        _progress("reading", sum(f.size for f in files)) as bar,
+    ):
+        task = bar.task_ids[0]
+
+        def tell(transitions: Sequence[Transition]) -> None:
+            for transition in transitions:
+                style = {AlertState.FIRING: "bold red", AlertState.RESOLVED: "green"}.get(transition.state, "")
+                bar.console.print(str(transition), style=style, markup=False, highlight=False)
+
+        result = run_replay(
+            settings,
+            files,
+            now_ms=_now_ms,
+            dead_letters=letters,
+            progress=consumed,
+            on_transitions=tell,
+            on_batch=lambda: bar.update(task, completed=consumed.bytes),
+        )
+    document = result.document()
+    if output is OutputFormat.JSON:
+        sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        return
+    render(document, {name: model.task.type for name, model in settings.models.items()}, out)
+    if result.rejects and not (dead_letters or settings.dead_letter.path):
+        err.print("--dead-letters FILE keeps the rejected events with their reasons", style="dim")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="INPUT", help="a file, or - for standard input")],
+    sample: Annotated[int, typer.Option(min=1, help="records to look at")] = 5000,
+    form: Annotated[
+        InputFormat, typer.Option("--format", help="how to read it; by its name without this")
+    ] = InputFormat.AUTO,
+    config: Annotated[
+        Path | None, typer.Option(help="judge the sample by this configuration, and propose nothing")
+    ] = None,
+) -> None:
+    """Look into an input and propose a configuration for it.
+
+    The proposal goes to standard output, so that ``inspect FILE > monitor.yaml`` makes a first
+    configuration; what was found goes to standard error.
+    """
+    from monitor.inspection import inspect_input
+    from monitor.inspection import render as render_inspection
+
+    settings = None if config is None else load_config(config, os.environ)
+    source = settings.sources[0].name if settings is not None else "events"
+    with err.status(f"looking at {path}"):
+        found = inspect_input(FileInput(path, source, _form(form)), sample=sample, config=settings, now_ms=_now_ms)
+    render_inspection(found, err)
+    if settings is None:
+        sys.stdout.write(found.proposal)
+
+
+@app.command("check-config")
+def check_config(config: ConfigPath) -> None:
+    """Report every problem of a configuration, or what it would run and take."""
+    settings = load_config(config, os.environ)
+    out.print(plan.render(plan.describe(settings)), markup=False, soft_wrap=True)
+
+
+@app.command()
+def schema(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="print the models of this configuration")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of the events: prediction, outcome and joined, by model or by task."""
+    contracts: dict[str, object] = {}
+    if config is not None:
+        for name, model in load_config(config, os.environ).models.items():
+            bound = model.weights.bound if model.weights else None
+            contracts[name] = Contract.of(model.build_task().fields, bound).schema()
+    else:
+        for example in _EXAMPLES:
+            options = TypeAdapter[tasks.TaskConfig](tasks.TaskConfig).validate_python(example)
+            name = " ".join(str(v) for k, v in example.items() if k in ("type", "input"))
+            contracts[name] = Contract.of(tasks.build(options).fields).schema()
+    sys.stdout.write(json.dumps(contracts, indent=1, ensure_ascii=False) + "\n")
+
+
+def _inputs(config: Config, given: list[str]) -> list[FileInput]:
+    sources = {s.name: s for s in config.sources}
+    if not given:
+        files = [FileInput(p, s.name, s.format) for s in config.sources for p in s.paths]
+        if not files:
+            raise MonitorError("there is nothing to read: name an input, or set paths in the configuration")
+        return _checked(files)
+    files = []
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or (name not in sources and Path(text).exists()):
+            if len(sources) > 1:
+                known = ", ".join(f"{n}={text}" for n in sources)
+                raise MonitorError(f"which source is {text} of? The configuration has several: write {known}")
+            name, path = next(iter(sources)), text
+        if name not in sources:
+            raise MonitorError(f"the configuration has no source {name!r}; it has {', '.join(sources)}")
+        files.append(FileInput(path, name, sources[name].format))
+    return _checked(files)
+
+
+def _checked(files: list[FileInput]) -> list[FileInput]:
+    missing = [f.path for f in files if f.path != "-" and not Path(f.path).is_file()]
+    if missing:
+        raise MonitorError("\n".join(f"there is no file {path}" for path in missing))
+    if sum(f.path == "-" for f in files) > 1:
+        raise MonitorError("standard input (-) can be read once only")
+    return files
+
+
+def _form(form: InputFormat) -> Format:
+    forms: dict[InputFormat, Format] = {
+        InputFormat.AUTO: "auto",
+        InputFormat.JSONL: "jsonl",
+        InputFormat.CSV: "csv",
+        InputFormat.PARQUET: "parquet",
+    }
+    return forms[form]
+
+
+def _progress(title: str, total: int) -> Progress:
+    """A progress bar on standard error that is gone when it ends; none where nobody watches."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn(title),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    bar.add_task(title, total=total or None)
+    return bar
+
+
+def main() -> None:
+    """Run a command; problems the user can mend are printed as sentences, with exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except MonitorError as error:
+        err.print(str(error), style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

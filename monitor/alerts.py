@@ -14,9 +14,9 @@ from typing import Literal
 
 import xxhash
 
-from monitor.times import format_time
 from monitor.gap_names import GapSpec
 from monitor.gaps import Gap
+from monitor.times import format_time
 
 Direction = Literal["above", "below", "both"]
 Severity = Literal["critical", "warning", "info"]
@@ -83,12 +83,10 @@ class Alert:
     @property
     def summary(self) -> str:
         """The alert in a sentence."""
-        return f"{self.rule.model}: {sentence(self.rule, self.groups, self.value)} ({self.state})"
+        return f"{self.rule.model}: {sentence(self.rule, self.groups, self.value)}"
 
 
-def fingerprint(
-    rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str, str] | None]
-) -> str:
+def fingerprint(rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str, str] | None]) -> str:
     """16 hex digits naming a rule and a pair of groups. A ``between`` rule has one pair: its extremes."""
     sides = () if rule.gap.comparison == "between" else groups
     parts = [rule.model, rule.name, *(repr(sorted((side or {}).items())) for side in sides)]
@@ -105,7 +103,9 @@ def sentence(
 ) -> str:
     """What the gap is, between whom, and how it compares with the tolerance."""
     metric = rule.gap.name.replace("_", " ")
-    comparator = {"overall": "everybody", "rest": "the rest"}.get(rule.gap.comparison) or name_group(groups[1])
+    comparator = {"overall": "everybody", "rest": "the rest"}.get(rule.gap.comparison) or name_group(
+        groups[1]
+    )
     return (
         f"{metric} {rule.gap.kind} of {name_group(groups[0])} to {comparator} is {value:.4g} "
         f"(tolerance {rule.tolerance:g}) over {rule.window}"

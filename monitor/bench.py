@@ -189,9 +189,10 @@ def _pydantic(path: Path) -> int:
 
 
 def _river(path: Path) -> int:
-    from river.metrics import ConfusionMatrix
+    from river import metrics
 
-    tables: dict[tuple[tuple[str, ...], tuple[str, ...]], ConfusionMatrix] = {}
+    new_table: Callable[[], Any] = metrics.ConfusionMatrix
+    tables: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
     count = 0
     with path.open("rb") as lines:
         for line in lines:
@@ -201,7 +202,7 @@ def _river(path: Path) -> int:
                 key = (grouping, tuple(attributes[a] for a in grouping))
                 table = tables.get(key)
                 if table is None:
-                    table = tables[key] = ConfusionMatrix()
+                    table = tables[key] = new_table()
                 table.update(event["outcome"], event["decision"])
             count += 1
     return count

@@ -142,9 +142,7 @@ class CellDictionary:
         self.cells.append(values)
         self._number[values] = number
         self._folded_to[number] = number
-        self._digests[number] = xxhash.xxh3_64_intdigest(
-            "\x1f".join(values).encode("utf-8", "surrogatepass")
-        )
+        self._digests[number] = xxhash.xxh3_64_intdigest("\x1f".join(values).encode("utf-8", "surrogatepass"))
         return number
 
     def _admit_values(self, attribute: int, cells: Ints, events: Ints, fresh: Iterable[int]) -> None:

@@ -14,7 +14,14 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from monitor import __version__, plan, tasks
 from monitor.alerts import AlertState, Transition
@@ -48,6 +55,9 @@ _EXAMPLES = (
     {"type": "score", "range": [0, 1]},
 )
 """Tasks whose events ``schema`` prints without a configuration; ranges are examples."""
+
+
+_STYLES = {AlertState.FIRING: "bold red", AlertState.RESOLVED: "green"}
 
 
 class OutputFormat(StrEnum):
@@ -123,7 +133,9 @@ def replay(
 
         def tell(transitions: Sequence[Transition]) -> None:
             for transition in transitions:
-                style = {AlertState.FIRING: "bold red", AlertState.RESOLVED: "green"}.get(transition.state, "")
+                style = {AlertState.FIRING: "bold red", AlertState.RESOLVED: "green"}.get(
+                    transition.state, ""
+                )
                 bar.console.print(str(transition), style=style, markup=False, highlight=False)
 
         result = run_replay(
@@ -166,7 +178,9 @@ def inspect(
     settings = None if config is None else load_config(config, os.environ)
     source = settings.sources[0].name if settings is not None else "events"
     with err.status(f"looking at {path}"):
-        found = inspect_input(FileInput(path, source, _form(form)), sample=sample, config=settings, now_ms=_now_ms)
+        found = inspect_input(
+            FileInput(path, source, _form(form)), sample=sample, config=settings, now_ms=_now_ms
+        )
     render_inspection(found, err)
     if settings is None:
         sys.stdout.write(found.proposal)

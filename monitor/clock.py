@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -78,16 +78,6 @@ def format_duration(duration: timedelta) -> str:
         count, duration = divmod(duration, _UNITS[unit])
         text += f"{count}{unit}" if count else ""
     return text or "0s"
-
-
-def format_time(ms: int) -> str:
-    """Time in RFC 3339, from milliseconds since 1970-01-01 UTC; fractions only where there are any.
-
-    >>> format_time(1_704_067_200_000), format_time(1_704_067_200_500)
-    ('2024-01-01T00:00:00Z', '2024-01-01T00:00:00.500Z')
-    """
-    moment = datetime(1970, 1, 1) + timedelta(milliseconds=ms)
-    return moment.isoformat(timespec="milliseconds" if ms % 1000 else "seconds") + "Z"
 
 
 def slide_step(window: timedelta, bucket: timedelta) -> timedelta:

@@ -86,7 +86,10 @@ def _build(options: tasks.TaskConfig, weights: WeightsConfig | None, join: JoinC
 
 def _choices(data: Mapping[str, Any]) -> Choices:
     task = _task(data)
-    return Choices({n: m.aliases for n, m in task.metrics.items()} if task else None, data.get("groups"))
+    groups = data.get("groups")
+    attributes = dict.fromkeys([*(a for g in groups or () for a in g), *data.get("attributes", ())])
+    metrics = {n: m.aliases for n, m in task.metrics.items()} if task else None
+    return Choices(metrics, groups, tuple(attributes))
 
 
 def _default_gaps(data: dict[str, Any]) -> tuple[GapConfig, ...]:
@@ -139,8 +142,6 @@ class LimitsConfig(Frozen):
     """Sizes beyond which events are rejected."""
 
     max_message_bytes: int = Field(default=10 * 1024 * 1024, ge=1, description="bytes of one record")
-    max_attribute_characters: int = Field(default=256, ge=1, description="characters of one attribute value")
-    max_id_characters: int = Field(default=512, ge=1, description="characters of one id")
 
 
 class PrivacyConfig(Frozen):
@@ -227,11 +228,12 @@ class GapConfig(Frozen):
         default=None,
         description="the reference group, one value per attribute; only with comparison: reference",
     )
+    strata: Grouping = Field(default=(), description="attributes that CDDPL is averaged over")
 
     @property
     def spec(self) -> GapSpec:
         """The gap with what its name stands for, once it is part of a ModelConfig."""
-        return gap_spec(self.metric, self.groups, self.comparison, self.kind, self.reference)
+        return gap_spec(self.metric, self.groups, self.comparison, self.kind, self.reference, self.strata)
 
 
 class RuleConfig(GapConfig):

@@ -14,20 +14,22 @@ may take a record only where the judge would come to the same event:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from monitor.batch import Bools, EventBatch, Texts
-from monitor.paths import FieldPath, FieldsConfig, Step
 from monitor.events import MAX_ATTRIBUTE_CHARACTERS, MAX_ID_CHARACTERS, validate_attributes
 from monitor.judge import Acceptance, Judge, JudgeLimits, ModelReader, read_flag
 from monitor.names import MODEL_VERSION
+from monitor.paths import FieldPath, FieldsConfig, Step
 from monitor.records import RecordBatch, Reject, Rejected
 from monitor.tasks.base import Column, Field, Floats, Ints
 from monitor.times import FIRST_PLAUSIBLE_MS, LAST_MS, parse_column, parse_time
@@ -40,7 +42,6 @@ _CACHE = 1 << 16
 """Distinct attribute contents remembered per model."""
 
 Values = Sequence[Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,7 @@ class Decoder:
     State: the cache of attribute contents, bounded.
     """
 
-    def __init__(
-        self, fields: FieldsConfig, models: Mapping[str, ModelReader], limits: JudgeLimits
-    ) -> None:
+    def __init__(self, fields: FieldsConfig, models: Mapping[str, ModelReader], limits: JudgeLimits) -> None:
         self.judge = Judge(fields, models, limits)
         self._models = models
         self._limits = limits
@@ -138,19 +137,16 @@ class Decoder:
         constant = columns.plan.fields.model.value
         if constant is not None:
             return [(self._models[constant], None)] if constant in self._models else self._nobody(suspects)
-        names = columns.values("model")
-        single = len(self._models) == 1
-        if single and names.count(None) == len(names):
+        if len(self._models) == 1:  # the decoder lets no other name pass
             return [(next(iter(self._models.values())), None)]
+        names = columns.values("model")
         order = list(self._models)
         number: dict[object, int] = {name: i for i, name in enumerate(order)}
-        if single:
-            number[None] = 0
         numbers = np.array([number.get(name, -1) for name in names], np.int64)
         suspects |= numbers < 0
-        if single and (numbers == 0).all():
-            return [(self._models[order[0]], None)]
-        return [(self._models[order[i]], np.flatnonzero(numbers == i)) for i in np.unique(numbers[numbers >= 0])]
+        return [
+            (self._models[order[i]], np.flatnonzero(numbers == i)) for i in np.unique(numbers[numbers >= 0])
+        ]
 
     def _nobody(self, suspects: Bools) -> list[tuple[ModelReader, Ints | None]]:
         suspects[:] = True
@@ -196,11 +192,6 @@ class Decoder:
         has_id, keys = _keys(columns, bad)
         if model.known:
             bad |= ~has_id & ~(has_prediction & has_outcome)
-        if "model_version" in columns.plan.places:
-            versions = columns.values("model_version")
-            if versions.count(None) < shape:
-                lengths = [0 if v is None else len(v) for v in versions]
-                bad |= has_prediction & (np.array(lengths) > MAX_ATTRIBUTE_CHARACTERS)
         cells = self._cells_of(model, columns, has_prediction, bad)
         weights = self._weights(model, columns, has_prediction, bad) if model.weight_bound else None
         good = None
@@ -229,20 +220,22 @@ class Decoder:
 
     def _times(self, columns: _Columns, name: str, bad: Bools, read: Bools | None = None) -> Ints:
         """Milliseconds, -1 where absent; rows whose time is not surely in order become bad."""
-        unit = getattr(columns.plan.fields, name).unit
+        path: FieldPath = getattr(columns.plan.fields, name)
+        unit = path.unit
+        if path.value is not None:
+            constant = parse_time(path.value)
+            return np.full(len(bad), constant, np.int64)
         values = columns.values(name)
         absent = values.count(None)
         if absent == len(values):
             return np.full(len(values), -1, np.int64)
         if unit == "rfc3339":
             if not absent:
-                first = type(values[0])
-                if first is int:
-                    times = _int64(values)
-                    if times is not None:
-                        bad |= (times < FIRST_PLAUSIBLE_MS) | (times > LAST_MS)
-                        return times
-                elif first is str and set(map(type, values)) == {str}:
+                times = _int64(values)
+                if times is not None:
+                    bad |= (times < FIRST_PLAUSIBLE_MS) | (times > LAST_MS)
+                    return times
+                if set(map(type, values)) == {str}:
                     parsed = parse_column(values)
                     if parsed is not None:
                         return parsed
@@ -255,8 +248,7 @@ class Decoder:
             bad |= np.array([isinstance(v, float) for v in values], np.bool_)
         wrong = known & ~((numbers >= FIRST_PLAUSIBLE_MS) & (numbers <= LAST_MS))
         bad |= wrong
-        times = np.where(known & ~wrong, numbers, -1).astype(np.int64)
-        return times
+        return np.where(known & ~wrong, numbers, -1).astype(np.int64)
 
     def _times_one_by_one(self, values: Values, bad: Bools, read: Bools | None) -> Ints:
         times = np.full(len(values), -1, np.int64)
@@ -291,8 +283,9 @@ class Decoder:
         cache = self._cells[model.name]
         keys = columns.attribute_keys(any(a.name == MODEL_VERSION for a in model.attributes))
         known = list(map(cache.get, keys))
-        if None not in known:
-            return np.array(known, np.int64)
+        cells = _int64(known)
+        if cells is not None:
+            return cells
         if len(cache) > _CACHE:
             cache.clear()
         for i, cell in enumerate(known):
@@ -313,9 +306,7 @@ class Decoder:
     def _judge_all(self, records: RecordBatch) -> Decoded:
         return self._with_judged(records, {}, np.ones(len(records), np.bool_))
 
-    def _with_judged(
-        self, records: RecordBatch, batches: dict[str, EventBatch], suspects: Bools
-    ) -> Decoded:
+    def _with_judged(self, records: RecordBatch, batches: dict[str, EventBatch], suspects: Bools) -> Decoded:
         accepted: dict[str, list[tuple[int, Acceptance]]] = {}
         rejects: list[Reject] = []
         read = len(records)
@@ -336,7 +327,7 @@ class Decoder:
                             records.positions[i],
                             event.reason,
                             str(event),
-                            records.payloads[i],
+                            records.record(i),
                             inside,
                         )
                     )
@@ -357,12 +348,14 @@ class _Plan:
         fields: FieldsConfig,
         struct: type[msgspec.Struct],
         places: Mapping[str, str],
+        mixed: frozenset[str],
         attributes: Sequence[str] | None,
     ) -> None:
         self.fields = fields
         self.decode: Callable[[bytes], Any] = msgspec.json.Decoder(struct).decode
         self.nothing = struct()
         self.places = places
+        self.mixed = mixed
         self.attribute_names = attributes
 
     def columns(self, events: list[Any]) -> _Columns:
@@ -416,9 +409,9 @@ class _Columns:
         versions = self.values("model_version") if version and "model_version" in self.plan.places else None
         if self.plan.attribute_names is None:
             raw = self.values("attributes")
-            keys: list[object] = (
-                [None if r is None else bytes(r) for r in raw] if None in raw else list(map(bytes, raw))
-            )
+            if None in raw:
+                raw = [b"" if r is None else r for r in raw]
+            keys: list[object] = [*b"\0".join(raw).split(b"\0")]  # one copy; JSON has no NUL byte
             return keys if versions is None else list(zip(keys, versions, strict=True))
         columns = [_typed(self.values(f"attributes.{name}")) for name in self.plan.attribute_names]
         if versions is not None:
@@ -454,14 +447,14 @@ def _deep(event: object, place: str) -> object:
     return event
 
 
-_Text = str
 _KINDS: dict[str, Any] = {
     "flag": bool | int,
     "number": int | float,
     "count": int,
     "text": str,
     "scalar": str | bool | int | float,
-    "id": str | int,
+    "id": Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARACTERS)] | int,
+    "version": Annotated[str, msgspec.Meta(max_length=MAX_ATTRIBUTE_CHARACTERS)],
     "time": str | int,
     "raw": msgspec.Raw,
 }
@@ -478,12 +471,15 @@ def _plan(fields: FieldsConfig, models: Mapping[str, ModelReader]) -> _Plan | No
         want(f"id.{i}", FieldPath(path=part), "id")
     for name in ("time", "outcome_time"):
         path: FieldPath = getattr(fields, name)
-        want(name, path, "time" if path.unit == "rfc3339" else "number")
-    for name in ("model", "model_version"):
-        if getattr(fields, name).value is None:
-            want(name, getattr(fields, name), "text")
-    want("weight", FieldPath(path=fields.weight), "number")
-    want("sampling_fraction", FieldPath(path=fields.sampling_fraction), "number")
+        if path.value is None:
+            want(name, path, "time" if path.unit == "rfc3339" else "number")
+    if fields.model.value is None:
+        want("model", fields.model, "model")
+    if fields.model_version.value is None:
+        want("model_version", fields.model_version, "version")
+    if any(m.weight_bound for m in models.values()):
+        want("weight", FieldPath(path=fields.weight), "number")
+        want("sampling_fraction", FieldPath(path=fields.sampling_fraction), "number")
     for field in {f.name: f for m in models.values() for f in m.task.fields}.values():
         path = fields.task_field(field.name)
         conditions = {"at_least": "number", "equals": "scalar", "one_of": "scalar"}
@@ -497,11 +493,14 @@ def _plan(fields: FieldsConfig, models: Mapping[str, ModelReader]) -> _Plan | No
         attributes = [name for name in fields.attributes if name in used]
         for name in attributes:
             want(f"attributes.{name}", FieldPath(path=fields.attributes[name]), "scalar")
-    return _compile(fields, wanted, attributes)
+    return _compile(fields, wanted, attributes, {**_KINDS, "model": Literal[tuple(models)]})
 
 
 def _compile(
-    fields: FieldsConfig, wanted: Sequence[tuple[str, tuple[Step, ...], str]], attributes: list[str] | None
+    fields: FieldsConfig,
+    wanted: Sequence[tuple[str, tuple[Step, ...], str]],
+    attributes: list[str] | None,
+    types: Mapping[str, Any],
 ) -> _Plan | None:
     tree: dict[str, Any] = {}
     kinds: dict[tuple[Step, ...], list[str]] = {}
@@ -517,10 +516,12 @@ def _compile(
                 return None
         if steps[-1] in node:
             return None
-        node[str(steps[-1])] = _KINDS[uses[0]] if len(set(uses)) == 1 else _KINDS["scalar"]
+        node[str(steps[-1])] = types[uses[0] if len(set(uses)) == 1 else "scalar"]
     names: dict[tuple[Step, ...], str] = {}
     struct = _struct(tree, (), names)
-    return _Plan(fields, struct, {name: names[steps] for name, steps, _ in wanted}, attributes)
+    places = {name: names[steps] for name, steps, _ in wanted}
+    mixed = {name for name, steps, kind in wanted if kind == "scalar" or len(set(kinds[steps])) > 1}
+    return _Plan(fields, struct, places, frozenset(mixed), attributes)
 
 
 def _mixable(uses: Sequence[str]) -> bool:
@@ -549,32 +550,41 @@ def _struct(
 def _convert(field: Field, columns: _Columns, bad: Bools) -> tuple[Column, Bools]:
     """A task field as the column its task expects, and where it is present; odd rows become bad."""
     values = columns.values(field.name)
+    path = columns.plan.fields.task_field(field.name)
+    plain = path.at_least is None and path.equals is None and path.one_of is None
+    if plain and field.kind == "flag":
+        flags = _quick_flags(values)
+        if flags is not None and (flags >= 0).all():
+            return flags, np.ones(len(values), np.bool_)
     if values.count(None) == len(values):
         return _absent(field, len(values)), np.zeros(len(values), np.bool_)
-    path = columns.plan.fields.task_field(field.name)
+    mixed = field.name in columns.plan.mixed
     if path.at_least is not None:
-        numbers, present = _floats(values, bad)
+        numbers, present = _floats(values, bad, mixed=mixed)
         bad |= np.abs(numbers) >= 2.0**63
         return np.where(present, numbers >= path.at_least, -1).astype(np.int8), present
-    if path.equals is not None or path.one_of is not None:
+    if not plain:
         read = [-1 if v is None else int(bool(read_flag(field.name, path, v))) for v in values]
-        flags = np.array(read, np.int8)
-        return flags, flags >= 0
+        chosen = np.array(read, np.int8)
+        return chosen, chosen >= 0
     if field.kind == "flag":
+        if not mixed:
+            flags = _quick_flags(map(_FLAG_CODES.get, values))
+            if flags is not None:
+                return flags, flags >= 0
         return _flags(values, bad)
     if field.kind == "number":
-        numbers, present = _floats(values, bad)
+        numbers, present = _floats(values, bad, mixed=mixed)
         bad |= present & ~((numbers >= field.low) & (numbers <= field.high))
         return numbers, present
+    present = np.array([v is not None for v in values], np.bool_)
     if field.kind == "count":
         counts = _int64([-1 if v is None else v for v in values])
         if counts is None:
             bad[:] = True
             return _absent(field, len(values)), np.zeros(len(values), np.bool_)
-        present = np.array([v is not None for v in values], np.bool_)
         bad |= present & ~((counts >= field.low) & (counts <= field.high))
         return counts, present
-    present = np.array([v is not None for v in values], np.bool_)
     bad |= np.array([v is not None and len(v) > field.high for v in values], np.bool_)
     return values, present
 
@@ -587,9 +597,12 @@ def _absent(field: Field, count: int) -> Column:
     return np.full(count, -1, np.int64) if field.kind == "count" else [None] * count
 
 
-def _floats(values: Values, bad: Bools) -> tuple[Floats, Bools]:
-    """float64 with NaN for None; rows that hold anything but a number become bad."""
-    if not set(map(type, values)) <= {int, float, type(None)}:
+def _floats(values: Values, bad: Bools, *, mixed: bool) -> tuple[Floats, Bools]:
+    """float64 with NaN for None; rows that hold anything but a number become bad.
+
+    ``mixed`` says that the decoder lets more than numbers pass.
+    """
+    if mixed and not set(map(type, values)) <= {int, float, type(None)}:
         odd = [isinstance(v, bool | str) for v in values]
         bad |= np.array(odd, np.bool_)
         values = [None if wrong else v for v, wrong in zip(values, odd, strict=True)]
@@ -602,10 +615,20 @@ def _floats(values: Values, bad: Bools) -> tuple[Floats, Bools]:
     return numbers, ~np.isnan(numbers)
 
 
+_FLAG_CODES = {None: 255, 0: 0, 1: 1}
+
+
+def _quick_flags(values: Iterable[Any]) -> NDArray[np.int8] | None:
+    """int8 of true, false, 1, 0, and 255 for -1; None when there is anything else."""
+    try:
+        flags = np.frombuffer(bytes(values), np.int8)
+    except (TypeError, ValueError):  # an absent value, a text, a number that is no flag
+        return None
+    return flags if not (flags > 1).any() and not (flags < -1).any() else None
+
+
 def _flags(values: Values, bad: Bools) -> tuple[Column, Bools]:
     """int8 with -1 for None; rows that hold anything but true, false, 1 and 0 become bad."""
-    if set(map(type, values)) <= {bool}:
-        return np.array(values).astype(np.int8), np.ones(len(values), np.bool_)
     right = [v is None or (isinstance(v, bool | int) and 0 <= v <= 1) for v in values]
     bad |= ~np.array(right, np.bool_)
     read = [-1 if v is None or not good else int(v) for v, good in zip(values, right, strict=True)]
@@ -614,22 +637,21 @@ def _flags(values: Values, bad: Bools) -> tuple[Column, Bools]:
 
 
 def _int64(values: Values) -> Ints | None:
-    """int64, or None where a value is no 64-bit integer."""
-    if set(map(type, values)) != {int}:
-        return None
+    """int64 of a column of integers only; None for any other, or one beyond 64 bits."""
     try:
-        return np.array(values, np.int64)
-    except OverflowError:
+        return np.frombuffer(array("q", values), np.int64)
+    except (TypeError, OverflowError):
         return None
 
 
 def _keys(columns: _Columns, bad: Bools) -> tuple[Bools, Any]:
     """Which events have an id, and its hash; rows whose id is not surely in order become bad."""
     ids = columns.ids()
-    if set(map(type, ids)) == {str}:
-        if "" in ids or max(map(len, ids)) > MAX_ID_CHARACTERS:
-            bad |= np.array([not 0 < len(i) <= MAX_ID_CHARACTERS for i in ids], np.bool_)
-        return np.ones(len(ids), np.bool_), hash_ids(ids)
+    if len(columns.plan.fields.id) == 1:  # the decoder checked the length of texts
+        try:
+            return np.ones(len(ids), np.bool_), hash_ids(ids)
+        except TypeError:  # an absent id or an integer
+            pass
     has_id = np.array([i is not None for i in ids], np.bool_)
     bad |= np.array(
         [

@@ -22,8 +22,8 @@ from monitor.cells import AttributeCap, Cell, CellDictionary, CellSums, CellTabl
 from monitor.gap_names import GapSpec
 from monitor.gaps import Gap, evaluate
 from monitor.groups import GroupIndex, Grouping, GroupTable, MetricTable, MetricValues
-from monitor.release import group_row
 from monitor.join import Join, JoinCounts, JoinLimits, OutcomeChange
+from monitor.release import group_row
 from monitor.tasks.base import DELAY, EXPIRED, OUTCOMES, PREDICTIONS, Ints, Scatter, Task
 from monitor.windows import Window
 
@@ -81,9 +81,7 @@ class ModelEngine:
         self._join = Join(spec.task, spec.join, waits_for_outcome=waits)
         self._delay_step = spec.task.statistics[DELAY].scale * 1000
         width = len(spec.task.statistics)
-        self.windows = {
-            label: Window(label, length, time.bucket_ms, width) for label, length in spec.windows
-        }
+        self.windows = {label: Window(label, length, time.bucket_ms, width) for label, length in spec.windows}
         self._open: dict[int, CellTable] = {}
         self._next: int | None = None
         self._metrics = MetricTable(spec.task, spec.min_support, spec.min_group_size)
@@ -223,7 +221,7 @@ class ModelEngine:
         return index.table(self.cells.cells, window.total.sums)
 
     def _gaps(self, window: Window, spec: GapSpec, min_support: int | None = None) -> list[Gap]:
-        table = self._group_table(window, tuple(spec.groups))
+        table = self._group_table(window, (*spec.groups, *spec.strata))
         return evaluate(spec, table, window.total.sums.sum(axis=0), self._metrics, min_support)
 
     def report(self) -> list[WindowReport]:

@@ -75,7 +75,9 @@ class Event(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
-    model: Annotated[str, Field(description="the model; may be left out when there is only one")] | None = None
+    model: Annotated[str, Field(description="the model; may be left out when there is only one")] | None = (
+        None
+    )
 
 
 class Predicted(Event):
@@ -122,9 +124,9 @@ class Joined(Predicted):
     """A prediction together with its outcome. Without an id, duplicates cannot be noticed."""
 
     id: Id | None = None
-    outcome_time: Annotated[Time, Field(description="when the outcome was known; default ``time``")] | None = (
-        None
-    )
+    outcome_time: (
+        Annotated[Time, Field(description="when the outcome was known; default ``time``")] | None
+    ) = None
 
 
 AnyEvent = TypeVar("AnyEvent", bound=Event)
@@ -147,10 +149,14 @@ class Contract:
         """
         predicted: dict[str, Any] = {f.name: _field(f) for f in fields if f.block == "prediction"}
         known: dict[str, Any] = {f.name: _field(f) for f in fields if f.block == "outcome"}
-        weights: dict[str, Any] = {
-            "weight": (Annotated[float, Field(gt=0, le=weight_bound)] | None, None),
-            "sampling_fraction": (Annotated[float, Field(ge=1 / weight_bound, le=1)] | None, None),
-        } if weight_bound else {"weight": (Any, None), "sampling_fraction": (Any, None)}
+        weights: dict[str, Any] = (
+            {
+                "weight": (Annotated[float, Field(gt=0, le=weight_bound)] | None, None),
+                "sampling_fraction": (Annotated[float, Field(ge=1 / weight_bound, le=1)] | None, None),
+            }
+            if weight_bound
+            else {"weight": (Any, None), "sampling_fraction": (Any, None)}
+        )
         if not known:
             optional_id: dict[str, Any] = {"id": (Id | None, None)}
             alone = create_model("Prediction", __base__=Prediction, **optional_id, **weights, **predicted)
@@ -209,8 +215,10 @@ def validate_attributes(
 def explain(error: ValidationError) -> Rejected:
     """The first thing wrong, as a reason code and a sentence that names the field."""
     first, *rest = error.errors(include_url=False, include_context=False)
-    field = ".".join(str(part) for part in first["loc"][:2]) if first["loc"][:1] == ("attributes",) else (
-        str(first["loc"][0]) if first["loc"] else "event"
+    field = (
+        ".".join(str(part) for part in first["loc"][:2])
+        if first["loc"][:1] == ("attributes",)
+        else (str(first["loc"][0]) if first["loc"] else "event")
     )
     alternatives = [e for e in [first, *rest] if e["loc"][:1] == first["loc"][:1]]
     for chosen in alternatives:

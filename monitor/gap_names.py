@@ -50,6 +50,7 @@ class GapSpec:
 
     ``groups`` are the attributes whose values make the groups; ``reference`` gives their values for
     the reference group. ``name`` is a metric or a named gap; see :class:`NamedGap` for ``sign``.
+    ``strata`` are the attributes that a conditional gap is averaged over.
     """
 
     name: str
@@ -59,6 +60,7 @@ class GapSpec:
     kind: Kind
     reference: Mapping[str, str] | None = None
     sign: int = 1
+    strata: tuple[str, ...] = ()
 
 
 def _between(stem: str, metrics: tuple[str, ...], source: str, what: str, *aliases: str) -> list[NamedGap]:
@@ -188,7 +190,7 @@ _ALL = (
         ("selection_rate",),
         "rest",
         "difference",
-        -1,
+        1,
         "conditional demographic disparity in predicted labels: mean over strata, weighted by their size, of "
         "(share of group d among the rejected - its share among the selected); positive when group d is "
         "rejected more often than selected",
@@ -254,25 +256,29 @@ def gap_spec(
     comparison: Comparison,
     kind: Kind,
     reference: Mapping[str, str] | None,
+    strata: tuple[str, ...] = (),
 ) -> GapSpec:
     """Make the gap of a canonical metric, or of a named gap with the metrics and the sign it stands for."""
     gap = NAMED_GAPS.get(name)
-    if gap is None:
-        return GapSpec(name, (name,), groups, comparison, kind, reference)
-    return GapSpec(name, gap.metrics, groups, comparison, kind, reference, gap.sign)
+    metrics, sign = (gap.metrics, gap.sign) if gap else ((name,), 1)
+    return GapSpec(name, metrics, groups, comparison, kind, reference, sign, strata)
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a gap can be about: metrics with their aliases, groupings; None where they are not known."""
+    """What a gap can be about: metrics with their aliases, groupings; None where they are not known.
+
+    ``attributes`` are those of the cells, which strata can be made of.
+    """
 
     metrics: Mapping[str, Sequence[str]] | None
     groupings: tuple[tuple[str, ...], ...] | None
+    attributes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Every name that can stand for a metric or gap."""
         metrics = self.metrics or {}
-        gaps = (g for g in _ALL if not g.conditional and all(m in metrics for m in g.metrics))
+        gaps = (g for g in _ALL if all(m in metrics for m in g.metrics))
         return [*metrics, *(a for aliases in metrics.values() for a in aliases), *(g.name for g in gaps)]
 
 
@@ -327,7 +333,7 @@ def settle(
                 "give one value for each attribute of groups",
                 "./groups",
             )
-    elif spec.reference is not None:
+    if spec.comparison != "reference" and spec.reference is not None:
         findings.add(
             (at, "reference"),
             f"a reference group is given, but the comparison is {spec.comparison!r}",
@@ -335,7 +341,24 @@ def settle(
             "./comparison",
             "./metric",
         )
+    _check_strata(spec, choices, findings, at)
     return spec
+
+
+def _check_strata(spec: GapSpec, choices: Choices, findings: Findings, at: int) -> None:
+    gap = NAMED_GAPS.get(spec.name)
+    if spec.strata and not (gap and gap.conditional):
+        message = f"{spec.name} is not an average over strata"
+        findings.add((at, "strata"), message, "take strata out, or use CDDPL", "./metric")
+    for attribute in spec.strata:
+        if attribute in spec.groups:
+            findings.add((at, "strata"), f"{attribute!r} makes the groups already", "use another attribute")
+        elif choices.groupings is not None and attribute not in choices.attributes:
+            message = f"{attribute!r} is not an attribute of the model"
+            fix = did_you_mean(attribute, choices.attributes)
+            findings.add(
+                (at, "strata"), message, f"{fix.rstrip('?')}, or add it under attributes", "../attributes"
+            )
 
 
 def _settle_name(
@@ -354,13 +377,12 @@ def _settle_name(
             message = f"{gap.name} needs {', '.join(missing)}, which this task does not have"
         findings.add((at, "metric"), message, did_you_mean(wanted.name, choices.names()), "../task")
         return wanted
-    if gap.conditional:
+    if gap.conditional and not wanted.strata:
         findings.add(
             (at, "metric"),
-            f"{gap.name} is an average over strata, and gaps over strata cannot be configured",
-            "use DPPL for the whole population",
+            f"{gap.name} is an average over strata, and none are given",
+            "add strata: with an attribute, or use DPPL for the whole population",
         )
-        return wanted
     if "kind" in chosen and wanted.kind != gap.kind:
         findings.add(
             (at, "kind"),

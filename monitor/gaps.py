@@ -16,7 +16,7 @@ import numpy as np
 
 from monitor.batch import Bools
 from monitor.gap_names import GapSpec
-from monitor.groups import GroupTable, MetricTable, MetricValues
+from monitor.groups import GroupTable, MetricTable, MetricValues, merge_groups
 from monitor.names import Status
 from monitor.tasks.base import Floats, Ints
 
@@ -44,6 +44,8 @@ def evaluate(
 
     Parameters
     ----------
+    table
+        The groups of ``spec.groups``; of ``spec.groups + spec.strata`` where the gap has strata.
     everybody
         Sums over all cells, shape (statistics,).
     min_support
@@ -55,6 +57,8 @@ def evaluate(
     several metrics (equalized odds) the worst counts: the largest difference, the smallest ratio;
     undefined when one of them is.
     """
+    if spec.strata:
+        return _conditional(spec, table, metrics, min_support)
     per_metric = [_evaluate_metric(spec, m, table, everybody, metrics, min_support) for m in spec.metrics]
     if len(per_metric) == 1:
         return per_metric[0]
@@ -90,13 +94,49 @@ def _evaluate_metric(
     return [_pair(spec, table.named(i), None, values, i, against, i) for i in groups]
 
 
+def _conditional(
+    spec: GapSpec, table: GroupTable, metrics: MetricTable, min_support: int | None
+) -> list[Gap]:
+    """Conditional demographic disparity of each group d: Σ over strata of n·(d's share of the rejected
+    − d's share of the selected) / Σ n, n being the events of a stratum; a share of nobody is 0.
+
+    Source: SageMaker Clarify, CDDPL.
+    """
+    width = len(spec.groups)
+    groups = sorted({g[:width] for g in table.groups})
+    strata = sorted({g[width:] for g in table.groups})
+    shape = (len(groups), len(strata))
+    selected, total = np.zeros(shape), np.zeros(shape)
+    values = metrics.of_sums(spec.metrics[0], table.sums)
+    if values.numerator is None or values.denominator is None:
+        raise TypeError(f"{spec.metrics[0]} is not a share")
+    for i, group in enumerate(table.groups):
+        at = groups.index(group[:width]), strata.index(group[width:])
+        selected[at], total[at] = float(values.numerator[i]), float(values.denominator[i])
+    own = GroupTable(
+        spec.groups, groups, merge_groups(table.sums, [groups.index(g[:width]) for g in table.groups])
+    )
+    status = metrics.of_groups(spec.metrics[0], own, min_support)
+    rejected = total - selected
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = np.nan_to_num(rejected / rejected.sum(axis=0))
+        taken = np.nan_to_num(selected / selected.sum(axis=0))
+    disparity = ((out - taken) * total.sum(axis=0)).sum(axis=1) / total.sum()
+    gaps = []
+    for i in np.flatnonzero(own.comparable).tolist():
+        fine = status.status[i] is Status.OK
+        value = float(disparity[i]) if fine else None
+        gaps.append(Gap(spec, value, (own.named(i), None), int(status.support[i]), status.status[i]))
+    return gaps
+
+
 def _between(spec: GapSpec, table: GroupTable, values: MetricValues, comparable: Bools) -> Gap:
     usable = np.flatnonzero(comparable & values.ok).tolist()
     if len(usable) < 2:
         found = [values.status[i] for i in np.flatnonzero(comparable).tolist()]
         return Gap(spec, None, (None, None), 0, _why_not(found))
-    chosen = values.value[usable]
-    high, low = usable[int(np.argmax(chosen))], usable[int(np.argmin(chosen))]
+    ascending = sorted(usable, key=lambda i: float(values.value[i]))
+    low, high = ascending[0], ascending[-1]
     value, status = _compare(spec, values.value, high, low)
     support = int(min(values.support[high], values.support[low]))
     return Gap(spec, value, (table.named(high), table.named(low)), support, status)

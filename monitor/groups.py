@@ -12,7 +12,7 @@ from monitor.batch import Bools
 from monitor.cells import Cell
 from monitor.names import OTHER, UNKNOWN, Status
 from monitor.release import withheld
-from monitor.tasks.base import PREDICTIONS, Floats, Form, Ints, Metric, Statistic, Sums, Task
+from monitor.tasks.base import OUTCOMES, PREDICTIONS, Floats, Form, Ints, Metric, Statistic, Sums, Task
 
 Grouping = tuple[str, ...]
 """The attributes that define groups: one, or several for an intersection; () is everybody."""
@@ -41,6 +41,13 @@ class GroupTable:
         return dict(zip(self.grouping, self.groups[group], strict=True))
 
 
+def merge_groups(sums: Ints, into: Sequence[int]) -> Ints:
+    """Rows added up: row i of ``sums`` goes to row ``into[i]``."""
+    merged = np.zeros((max(into, default=-1) + 1, sums.shape[1]), sums.dtype)
+    np.add.at(merged, np.array(into, np.int64), sums)
+    return merged
+
+
 class GroupIndex:
     """Which group each cell belongs to, kept up to date as cells appear."""
 
@@ -57,7 +64,7 @@ class GroupIndex:
         rows = min(len(totals), len(cells))
         sums = np.zeros((len(self._groups), totals.shape[1]), totals.dtype)
         np.add.at(sums, self._of_cell[:rows], totals[:rows])
-        present = [i for i in np.flatnonzero((sums != 0).any(axis=1)).tolist()]
+        present = np.flatnonzero((sums != 0).any(axis=1)).tolist()
         present.sort(key=lambda i: self._groups[i])
         return GroupTable(self.grouping, [self._groups[i] for i in present], sums[present])
 
@@ -139,10 +146,10 @@ class MetricTable:
                 denominator = self._scaled(sums, metric.denominator or {})
                 value = np.divide(numerator.astype(np.float64), denominator.astype(np.float64))
         value = np.where(np.isfinite(value), value, np.nan)
-        predictions = sums[:, PREDICTIONS]
+        waiting = (sums[:, PREDICTIONS] > 0) & (sums[:, OUTCOMES] == 0)
         status = [
-            _status(v, n, p, least, metric)
-            for v, n, p in zip(value.tolist(), support.tolist(), predictions.tolist(), strict=True)
+            _status(v, n, least, waits and metric.block == "outcome")
+            for v, n, waits in zip(value.tolist(), support.tolist(), waiting.tolist(), strict=True)
         ]
         return MetricValues(metric, value, numerator, denominator, support, status)
 
@@ -152,8 +159,7 @@ class MetricTable:
         return total if scale == 1 else np.asarray(total * scale, np.float64)
 
 
-def _status(value: float, support: int, predictions: int, least: int, metric: Metric) -> Status:
+def _status(value: float, support: int, least: int, waits: bool) -> Status:
     if value != value:
-        waiting = metric.block == "outcome" and support == 0 and predictions > 0
-        return Status.NO_OUTCOME if waiting else Status.UNDEFINED
+        return Status.NO_OUTCOME if waits else Status.UNDEFINED
     return Status.OK if support >= least else Status.INSUFFICIENT

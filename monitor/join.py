@@ -142,9 +142,7 @@ class Join:
         waiting = sum(int((r["kind"] == _WAITS_AS_OUTCOME).sum()) for _, r in self.pending.items())
         return waiting + self.counts.expired_outcomes
 
-    def step(
-        self, batch: EventBatch, digests: NDArray[np.uint64]
-    ) -> list[PredictionChange | OutcomeChange]:
+    def step(self, batch: EventBatch, digests: NDArray[np.uint64]) -> list[PredictionChange | OutcomeChange]:
         """Take in events; return what to add to and take back from the two blocks.
 
         ``digests[cell]`` orders cells independently of arrival (see ``CellDictionary.digests``).
@@ -199,11 +197,12 @@ class Join:
     def _one_row_per_id(
         self, rows: _Rows, texts: Texts | None, digests: NDArray[np.uint64]
     ) -> tuple[_Rows, Texts | None]:
+        in_order = np.sort(rows.key)
+        if not (in_order[1:] == in_order[:-1]).any():
+            return rows, texts
         order = np.argsort(rows.key, kind="stable")
         ascending = rows.key[order]
         starts = np.concatenate(([True], ascending[1:] != ascending[:-1]))
-        if starts.all():
-            return rows, texts
         group = np.empty(len(rows), np.int64)
         group[order] = np.cumsum(starts) - 1
         first = order[np.flatnonzero(starts)]
@@ -400,9 +399,7 @@ class Join:
             self._changes.append(PredictionChange(1, rows.prediction_time, rows.cell, rows.predictions))
         elif chosen.any():
             self._changes.append(
-                PredictionChange(
-                    1, rows.prediction_time[chosen], rows.cell[chosen], rows.predictions[chosen]
-                )
+                PredictionChange(1, rows.prediction_time[chosen], rows.cell[chosen], rows.predictions[chosen])
             )
 
     def _complete(self, rows: _Rows, texts: Texts | None, *, remember: bool) -> None:

@@ -14,9 +14,9 @@ from typing import Literal, TypeGuard
 
 from pydantic_core import from_json
 
-from monitor.paths import STAR, FieldPath, FieldsConfig, Step, format_path, parse_path
 from monitor.events import Contract, Joined, Outcome, Predicted, validate
 from monitor.names import MODEL_VERSION, OTHER, UNKNOWN, Reason
+from monitor.paths import STAR, FieldPath, FieldsConfig, Step, format_path, parse_path
 from monitor.records import Rejected
 from monitor.tasks.base import Task
 
@@ -128,19 +128,18 @@ class JudgeLimits:
 class Judge:
     """Judges records one by one."""
 
-    def __init__(
-        self, fields: FieldsConfig, models: Mapping[str, ModelReader], limits: JudgeLimits
-    ) -> None:
+    def __init__(self, fields: FieldsConfig, models: Mapping[str, ModelReader], limits: JudgeLimits) -> None:
         self.limits = limits
         self._fields = fields
         self._models = models
-        self._contracts = {
-            name: Contract.of(m.task.fields, m.weight_bound) for name, m in models.items()
-        }
+        self._contracts = {name: Contract.of(m.task.fields, m.weight_bound) for name, m in models.items()}
         task_fields = sorted({f.name for m in models.values() for f in m.task.fields})
         self._task_fields = {name: fields.task_field(name) for name in task_fields}
         self._ids = [parse_path(p) for p in fields.id]
-        self._weights = {"weight": parse_path(fields.weight), "sampling_fraction": parse_path(fields.sampling_fraction)}
+        self._weights = {
+            "weight": parse_path(fields.weight),
+            "sampling_fraction": parse_path(fields.sampling_fraction),
+        }
         attributes = fields.attributes
         self._attributes: tuple[Step, ...] | dict[str, tuple[Step, ...]] = (
             parse_path(attributes)
@@ -187,9 +186,7 @@ class Judge:
     def _parse(self, payload: bytes) -> dict[str, object]:
         if len(payload) > self.limits.max_message_bytes:
             limit = self.limits.max_message_bytes
-            raise Rejected(
-                Reason.TOO_LARGE, f"{len(payload)} bytes; limits.max_message_bytes is {limit}"
-            )
+            raise Rejected(Reason.TOO_LARGE, f"{len(payload)} bytes; limits.max_message_bytes is {limit}")
         if not payload.strip(b" \t\r\n"):
             raise Rejected(Reason.EMPTY, "the record is empty")
         try:
@@ -239,9 +236,13 @@ class Judge:
         if not predicted and not known:
             either = " or ".join([*model.predicted, *model.known])
             raise Rejected(Reason.MISSING_FIELD, f"the event has no {either}")
-        values["time"] = read_time("time", f.time.unit, find(f.time.steps))
+        values["time"] = (
+            f.time.value if f.time.value is not None else read_time("time", f.time.unit, find(f.time.steps))
+        )
         if known:
-            values["outcome_time"] = read_time("outcome_time", f.outcome_time.unit, find(f.outcome_time.steps))
+            values["outcome_time"] = read_time(
+                "outcome_time", f.outcome_time.unit, find(f.outcome_time.steps)
+            )
         if predicted:
             values["attributes"] = attributes
             version = f.model_version.value

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from monitor.errors import Findings, did_you_mean, wrong
+from monitor.times import parse_time
 
 
 class Star(Enum):
@@ -353,12 +354,18 @@ class FieldsConfig(Frozen):
                 conditions = _CONDITIONS if kinds[name] == "flag" else ()
                 _check_options(name, field, conditions, where, findings)
         for name, allowed in (
-            ("time", ("unit",)),
+            ("time", ("unit", "value")),
             ("outcome_time", ("unit",)),
             ("model", ("value",)),
             ("model_version", ("value",)),
         ):
             _check_options(name, getattr(self, name), allowed, where, findings)
+        if self.time.value is not None:
+            try:
+                parse_time(self.time.value)
+            except ValueError as error:
+                message = f"{self.time.value!r} {error}"
+                findings.add((*where, "time", "value"), message, "write a time like 2024-01-01T00:00:00Z")
 
 
 def _check_options(

@@ -22,7 +22,8 @@ class RecordBatch:
 
     ``partition`` names the partition among all that are read (``events.jsonl``, ``topic-0``);
     ``positions[i]`` is the line or offset of record i; ``arrival_ms`` when the records arrived;
-    ``ascii`` says that every payload is known to be ASCII. ``unreadable`` holds the rejection of records
+    ``ascii`` says that every payload is known to be ASCII; ``terminator`` may end payloads and is no part
+    of the records (the newline of a line). ``unreadable`` holds the rejection of records
     that the source itself could not read (a CSV row with too many cells).
     """
 
@@ -31,10 +32,15 @@ class RecordBatch:
     positions: Sequence[int]
     arrival_ms: int
     ascii: bool = False
+    terminator: bytes = b""
     unreadable: Mapping[int, Rejected] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.payloads)
+
+    def record(self, i: int) -> bytes:
+        """The raw bytes of record i."""
+        return self.payloads[i].removesuffix(self.terminator)
 
 
 @dataclass(frozen=True, slots=True)

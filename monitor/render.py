@@ -18,14 +18,14 @@ _HEADLINE = {
     "speech": ("word_error_rate", "substitution_rate", "deletion_rate", "insertion_rate"),
     "score": ("mean_value", "standard_deviation", "tail_share"),
 }
-_MOST = 6
+_MOST = 5
 _Row = Mapping[str, Any]
 
 
-def headline(task: str, metrics: Sequence[str], ruled: Sequence[str]) -> list[str]:
-    """The metrics that fit a table: those with rules first, then the task's usual ones."""
-    chosen = [*ruled, *_HEADLINE.get(task, ()), *metrics]
-    return [m for m in dict.fromkeys(chosen) if m in metrics][:_MOST]
+def headline(task: str, metrics: Sequence[str], ruled: Sequence[str], most: int) -> list[str]:
+    """The metrics that fit a table: those with alerts first, then the task's usual ones."""
+    chosen = [m for m in dict.fromkeys([*ruled, *_HEADLINE.get(task, ())]) if m in metrics]
+    return (chosen or list(metrics))[:most]
 
 
 def render(document: Mapping[str, Any], tasks: Mapping[str, str], console: Console) -> None:
@@ -46,9 +46,9 @@ def render(document: Mapping[str, Any], tasks: Mapping[str, str], console: Conso
             continue
         metrics = list(dict.fromkeys(g["metric"] for g in groups))
         ruled = [a["metric"] for a in document["alerts"] if a["model"] == model]
-        shown = headline(tasks[model], metrics, ruled)
+        shown = headline(tasks[model], metrics, ruled, max(1, min(_MOST, (console.width - 36) // 11)))
         used |= _groups(groups, shown, console)
-        _gaps([g for g in gaps if g["metric"] in shown], console)
+        _gaps([g for g in gaps if g["metric"] in shown or g["metric"] not in metrics], console)
         if len(metrics) > len(shown):
             left = len(metrics) - len(shown)
             console.print(f"{left} more metrics and their gaps: --format json", style="dim")
@@ -85,10 +85,11 @@ def _groups(rows: Sequence[_Row], metrics: Sequence[str], console: Console) -> s
         if attributes not in tables:
             tables[attributes] = _group_table(attributes, metrics)
         cells = [Text(v) for _, v in group] or [Text("everybody")]
+        supports = [row["support"] for row in values.values() if row["support"] is not None]
+        cells.append(Text(f"{max(supports):,}" if supports else "", "dim"))
         for metric in metrics:
-            row = values[metric]
-            used.add(row["status"])
-            cells += [_value(row), Text("" if row["support"] is None else f"{row['support']:,}", "dim")]
+            used.add(values[metric]["status"])
+            cells.append(_value(values[metric]))
         tables[attributes].add_row(*cells)
     for table in tables.values():
         console.print(table)
@@ -98,10 +99,12 @@ def _groups(rows: Sequence[_Row], metrics: Sequence[str], console: Console) -> s
 def _group_table(attributes: Sequence[str], metrics: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in attributes or ("",):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
+    table.add_column("events", justify="right", no_wrap=True, min_width=6)
     for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right", overflow="fold")
-        table.add_column("n", justify="right", style="dim", no_wrap=True)
+        table.add_column(
+            metric.replace("_", "\n"), justify="right", no_wrap=True, min_width=9, vertical="bottom"
+        )
     return table
 
 
@@ -118,14 +121,12 @@ def _number(value: float) -> str:
 def _gaps(gaps: Sequence[_Row], console: Console) -> None:
     if not gaps:
         return
-    table = Table(
-        title="gaps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for name in ("metric", "groups of", "comparison"):
-        table.add_column(name, overflow="fold")
+    table = Table(title="gaps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, width in (("metric", 14), ("groups of", 10), ("compared", 9)):
+        table.add_column(name, min_width=width)
     table.add_column("difference", justify="right", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
-    table.add_column("from … to …", overflow="fold")
+    table.add_column("between", min_width=20)
     merged: dict[tuple[str, ...], dict[str, _Row]] = {}
     for gap in gaps:
         sides = () if gap["comparison"] == "between" else tuple(map(_group, gap["groups"]))
@@ -133,13 +134,13 @@ def _gaps(gaps: Sequence[_Row], console: Console) -> None:
         merged.setdefault(key, {})[gap["kind"]] = gap
     for (metric, attributes, comparison, *_), kinds in merged.items():
         gap = kinds.get("difference") or kinds["ratio"]
-        sides = [s for s in map(_group, gap["groups"]) if s]
+        named = [s for s in map(_group, gap["groups"]) if s]
         table.add_row(
             metric.replace("_", " "),
             attributes,
             comparison,
             *(_value(kinds[k]) if k in kinds else Text("") for k in ("difference", "ratio")),
-            Text(" ↔ ".join(sides)),
+            Text(" ↔ ".join(named)),
         )
     console.print(table)
 

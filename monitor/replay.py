@@ -66,9 +66,7 @@ def replay(
     """
     engine = build_engine(config)
     decoders = build_decoders(config, engine)
-    task_fields: dict[str, Field] = {
-        f.name: f for m in engine.models.values() for f in m.spec.task.fields
-    }
+    task_fields: dict[str, Field] = {f.name: f for m in engine.models.values() for f in m.spec.task.fields}
     readers: dict[str, tuple[Iterator[RecordBatch], str]] = {}
     for source in inputs:
         partition = source.partition
@@ -137,7 +135,7 @@ def _mark(engine: Engine, partition: str) -> int:
 
 def _late(records: RecordBatch, i: int) -> Reject:
     message = "the event came after its time bucket had closed; see time.grace"
-    return Reject(records.partition, records.positions[i], Reason.LATE, message, records.payloads[i])
+    return Reject(records.partition, records.positions[i], Reason.LATE, message, records.record(i))
 
 
 def gap_row(model: str, window: str, gap: Gap) -> dict[str, Any]:

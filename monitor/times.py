@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
-from monitor.tasks.base import Ints
+Ints = NDArray[np.int64]
 
 _TEXT = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
@@ -95,9 +96,7 @@ def parse_column(texts: Sequence[str]) -> Ints | None:
     if ((digits < 0) | (digits > 9)).any():
         return None
     year = digits[:, :4] @ np.array([1000, 100, 10, 1])
-    month, day, hour, minute, second = (
-        digits[:, i] * 10 + digits[:, i + 1] for i in range(4, 14, 2)
-    )
+    month, day, hour, minute, second = (digits[:, i] * 10 + digits[:, i + 1] for i in range(4, 14, 2))
     if not ((year >= 1970) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 28)).all() and not _real(
         year, month, day
     ):

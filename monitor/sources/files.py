@@ -7,12 +7,14 @@ import gzip
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Literal, cast
 
 import msgspec
+from typing_extensions import Buffer
 
 from monitor.errors import MonitorError
 from monitor.names import Reason
@@ -23,7 +25,9 @@ from monitor.tasks.base import Field
 Format = Literal["auto", "jsonl", "csv", "parquet"]
 
 BATCH_RECORDS = 10_000
-_BLOCK = 1 << 21
+_BLOCK = 1 << 18
+_BLANK = 16
+"""Lines shorter than this may be blank; a blank line that is longer is judged, and rejected as empty."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -105,6 +109,55 @@ def _open(source: FileInput) -> IO[bytes]:
     return open(source.path, "rb")
 
 
+class _BoundedLines(io.RawIOBase):
+    """A byte stream whose lines are cut off after ``limit + 1`` bytes, so that none fills the memory."""
+
+    def __init__(self, stream: IO[bytes], limit: int, progress: Progress) -> None:
+        self._read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+        self._limit = limit
+        self._progress = progress
+        self._length = 0
+        self._cutting = False
+        self._ascii = True
+        self._last_ascii = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        into = memoryview(buffer).cast("B")
+        while True:
+            block = self._read(len(into))
+            if not block:
+                return 0
+            self._progress.bytes += len(block)
+            block = self._bounded(block)
+            if block:
+                self._last_ascii = block.isascii()
+                self._ascii &= self._last_ascii
+                into[: len(block)] = block
+                return len(block)
+
+    def _bounded(self, block: bytes) -> bytes:
+        if self._cutting:
+            end = block.find(b"\n")
+            if end < 0:
+                return b""
+            block, self._cutting, self._length = block[end:], False, 0
+        newline = block.rfind(b"\n")
+        self._length = len(block) - newline - 1 if newline >= 0 else self._length + len(block)
+        excess = self._length - self._limit - 1
+        if excess > 0:
+            self._cutting = True
+            return block[: max(len(block) - excess, 0)]
+        return block
+
+    def take_ascii(self) -> bool:
+        """Was everything ASCII that was read since the last call, or could still be buffered then?"""
+        taken, self._ascii = self._ascii, self._last_ascii
+        return taken
+
+
 def _json_lines(
     stream: IO[bytes],
     partition: str,
@@ -113,44 +166,19 @@ def _json_lines(
     progress: Progress,
     batch_records: int,
 ) -> Iterator[RecordBatch]:
-    rest, line, skipping = b"", 0, False
-    read = getattr(stream, "read1", stream.read)
-    while block := read(_BLOCK):
-        progress.bytes += len(block)
-        if skipping:  # the rest of a line whose beginning was handed over as too large
-            end = block.find(b"\n")
-            if end < 0:
-                continue
-            block, skipping = block[end + 1 :], False
-        head, newline, tail = block.rpartition(b"\n")
-        if newline:
-            lines = (rest + head).split(b"\n")
-            ascii_only = rest.isascii() and head.isascii()
-            yield from _chunks(lines, line, partition, now_ms(), batch_records, ascii_only)
-            line += len(lines)
-            rest = tail
-        else:
-            rest += block
-        if len(rest) > max_record_bytes:
-            line += 1
-            yield RecordBatch(partition, [rest[: max_record_bytes + 1]], [line], now_ms())
-            rest, skipping = b"", True
-    if rest:
-        yield from _chunks([rest], line, partition, now_ms(), batch_records, rest.isascii())
-
-
-def _chunks(
-    lines: list[bytes], before: int, partition: str, now_ms: int, batch_records: int, ascii_only: bool
-) -> Iterator[RecordBatch]:
-    for start in range(0, len(lines), batch_records):
-        payloads = lines[start : start + batch_records]
-        positions: Any = range(before + start + 1, before + start + 1 + len(payloads))
-        if b"" in payloads or b"\r" in payloads or any(p.isspace() for p in payloads if len(p) < 8):
+    bounded = _BoundedLines(stream, max_record_bytes, progress)
+    lines = io.BufferedReader(bounded, _BLOCK)
+    line = 1
+    while payloads := list(islice(lines, batch_records)):
+        positions: Sequence[int] = range(line, line + len(payloads))
+        line += len(payloads)
+        if min(map(len, payloads)) < _BLANK:
             kept = [(n, p) for n, p in zip(positions, payloads, strict=True) if p.strip()]
-            if not kept:
-                continue
             positions, payloads = [n for n, _ in kept], [p for _, p in kept]
-        yield RecordBatch(partition, payloads, positions, now_ms, ascii_only)
+        if payloads:
+            yield RecordBatch(
+                partition, payloads, positions, now_ms(), ascii=bounded.take_ascii(), terminator=b"\n"
+            )
 
 
 _Row = tuple[int, bytes, Rejected | None]

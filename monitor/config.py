@@ -60,6 +60,7 @@ Name = Annotated[
 ]
 Attribute = Annotated[str, *text_like(r"\S(.{0,62}\S)?", "1 to 64 characters without spaces around them")]
 Grouping = Annotated[tuple[Attribute, ...], BeforeValidator(_as_grouping), AfterValidator(_check_grouping)]
+Strata = Annotated[tuple[Attribute, ...], BeforeValidator(_as_grouping), Field(max_length=3)]
 Severity = Literal["critical", "warning", "info"]
 MAX_OUTCOME_TTL = 34 * 365 * DAY
 """Delays are kept in steps of 2**-30 of this bound's next power of two: one second at most."""
@@ -228,7 +229,7 @@ class GapConfig(Frozen):
         default=None,
         description="the reference group, one value per attribute; only with comparison: reference",
     )
-    strata: Grouping = Field(default=(), description="attributes that CDDPL is averaged over")
+    strata: Strata = Field(default=(), description="attributes that CDDPL is averaged over")
 
     @property
     def spec(self) -> GapSpec:

@@ -227,7 +227,8 @@ def test_word_counts(tmp_path: Path) -> None:
     row = {"time": clock(0), "substitutions": 1, "deletions": 0, "insertions": 2, "words": 9}
     rows = [{**row, "id": i, "accent": "ab"[i % 2]} for i in range(100)]
     found = inspected(lines(tmp_path / "counts.jsonl", rows))
-    assert found.accepted == 0  # counts are all part of the outcome, and there is no prediction: by design?
+    assert found.accepted == 100
+    assert "type: speech, input: counts" in found.proposal
 
 
 def test_flags_written_as_words(tmp_path: Path) -> None:

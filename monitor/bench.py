@@ -17,6 +17,9 @@ from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from typing_extensions import TypedDict
 
 from monitor.config import Config
@@ -131,6 +134,26 @@ def run(events: int, rounds: int, tell: Callable[[str], None]) -> Benchmark:
     }
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     return Benchmark(machine, events, size, list(best.values()), ratios)
+
+
+def render(result: Benchmark, console: Console) -> None:
+    """Print the measurements, and how many times quicker each replay is than each loop."""
+    replays = list(result.ratios)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("loop over the same file")
+    table.add_column("CPU µs per event", justify="right")
+    table.add_column("events per second", justify="right")
+    for name in replays:
+        table.add_column(f"{name} is × quicker", justify="right", max_width=16)
+    for m in result.measurements:
+        ratios = ["" if m.name in replays else f"{result.ratios[r][m.name]:.2f}" for r in replays]
+        table.add_row(m.name, f"{m.cpu_us_per_event:.2f}", f"{m.events_per_second:,.0f}", *ratios)
+    console.print(table)
+    console.print(
+        f"{result.events:,} joined events of {result.bytes_per_event:.0f} bytes, one core, {result.machine}",
+        style="dim",
+        highlight=False,
+    )
 
 
 def _replay(config: Config, path: Path) -> int:

@@ -152,6 +152,12 @@ def replay(
         sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
         return
     render(document, {name: model.task.type for name, model in settings.models.items()}, out)
+    if "late" in result.rejects:
+        err.print(
+            "late events came after their time bucket had closed: sort each file by event time, or raise "
+            "time.grace to the disorder they have",
+            style="yellow",
+        )
     if result.rejects and not (dead_letters or settings.dead_letter.path):
         err.print("--dead-letters FILE keeps the rejected events with their reasons", style="dim")
 
@@ -211,6 +217,49 @@ def schema(
             name = " ".join(str(v) for k, v in example.items() if k in ("type", "input"))
             contracts[name] = Contract.of(tasks.build(options).fields).schema()
     sys.stdout.write(json.dumps(contracts, indent=1, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def demo(
+    exit_at_end: Annotated[
+        bool, typer.Option("--exit", help="end with the summary; without it the last view stays")
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="keep the demo's events and configuration here"),
+    ] = None,
+    config: Annotated[
+        bool, typer.Option("--config", help="print the demo's configuration, and do nothing else")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="other patients, same story")] = 7,
+    speed: Annotated[float, typer.Option(help="times the usual pace")] = 1.0,
+) -> None:
+    """Watch a hospital transcription service: half-way, a new scanner disturbs one ward."""
+    from monitor import demo as show
+
+    if config:
+        sys.stdout.write(show.CONFIG)
+        return
+    show.run(console=out, exit_at_end=exit_at_end, seed=seed, speed=speed, out=folder)
+
+
+@app.command()
+def bench(
+    events: Annotated[int, typer.Option(min=10_000, help="events in the file")] = 400_000,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of every loop; the best counts")] = 3,
+    output: Annotated[
+        OutputFormat, typer.Option("--format", "-f", help="how to print the result")
+    ] = OutputFormat.TABLE,
+) -> None:
+    """Measure replay beside bare loops over the same file, as ratios of CPU time in one process."""
+    from monitor import bench as benchmark
+
+    with err.status("measuring") as status:
+        result = benchmark.run(events, rounds, status.update)
+    if output is OutputFormat.JSON:
+        sys.stdout.write(json.dumps(result.document(), indent=1) + "\n")
+    else:
+        benchmark.render(result, out)
 
 
 def _inputs(config: Config, given: list[str]) -> list[FileInput]:

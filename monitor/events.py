@@ -179,8 +179,10 @@ def _field(field: tasks.base.Field) -> tuple[Any, Any]:
         kind = bool | Annotated[int, Field(ge=0, le=1)]
     elif field.kind == "text":
         kind = Annotated[str, StringConstraints(max_length=int(field.high))]
+    elif field.kind == "count":
+        kind = Annotated[int, Field(ge=field.low, le=field.high)]
     else:
-        kind = Annotated[int if field.kind == "count" else float, Field(ge=field.low, le=field.high)]
+        kind = Annotated[float, Field(ge=field.low, le=field.high)]
     if field.required:
         return kind, Field(description=field.description)
     return kind | None, Field(default=None, description=field.description)

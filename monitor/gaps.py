@@ -97,10 +97,10 @@ def _evaluate_metric(
 def _conditional(
     spec: GapSpec, table: GroupTable, metrics: MetricTable, min_support: int | None
 ) -> list[Gap]:
-    """Conditional demographic disparity of each group d: Σ over strata of n·(d's share of the rejected
-    − d's share of the selected) / Σ n, n being the events of a stratum; a share of nobody is 0.
+    """Conditional demographic disparity of each group d.
 
-    Source: SageMaker Clarify, CDDPL.
+    Σ over strata of n·(d's share of the rejected − d's share of the selected) / Σ n, n being the
+    events of a stratum; a share of nobody is 0. Source: SageMaker Clarify, CDDPL.
     """
     width = len(spec.groups)
     groups = sorted({g[:width] for g in table.groups})

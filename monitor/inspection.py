@@ -31,7 +31,7 @@ from monitor.names import MODEL_VERSION, UNKNOWN
 from monitor.paths import STAR, FieldsConfig, Step, format_path
 from monitor.records import RecordBatch, Reject
 from monitor.sources.files import FileInput, Progress, converters, read_batches
-from monitor.times import format_time, parse_time
+from monitor.times import LAST_MS, format_time, parse_time
 from monitor.wiring import judge_limits
 
 _MAX_PATHS, _MAX_DISTINCT, _MAX_GROUPS = 1_000, 50_000, 50
@@ -283,14 +283,17 @@ class _Column:
     def words(self) -> list[str]:
         """Words of the names on the path, in lower case and the singular."""
         words = [w for s in self.steps if isinstance(s, str) for w in _words(s)]
-        return [w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words]
+        return [
+            w[:-1] if len(w) > 3 and w.endswith("s") and w[-2:] not in ("is", "ss", "us") else w
+            for w in words
+        ]
 
     @property
     def name(self) -> str:
         return str(next((s for s in reversed(self.steps) if isinstance(s, str)), ""))
 
     def only(self, *kinds: str) -> bool:
-        return bool(self.kinds) and self.kinds.keys() <= set(kinds)
+        return _nearly_all(sum(self.kinds[k] for k in kinds), self.kinds.total())
 
     @property
     def numbers(self) -> list[float]:
@@ -303,6 +306,10 @@ class _Column:
     @property
     def unique(self) -> bool:
         return len(self.distinct) == len(self.values)
+
+
+def _nearly_all(count: int, total: int) -> bool:
+    return total > 0 and count >= 0.98 * total
 
 
 class _Sample:
@@ -405,7 +412,7 @@ def _array(column: _Column) -> tuple[Step, ...] | None:
 
 def _flag(column: _Column) -> str | None:
     """Options that read the column as a flag, or None when it is none."""
-    if column.kinds and column.distinct.keys() <= {"true", "false", 0, 1}:
+    if _nearly_all(sum(column.distinct[v] for v in ("true", "false", 0, 1)), len(column.values)):
         if column.only("boolean", "integer"):
             return ""
         return "at_least: 1" if column.only("integer", "number") else None
@@ -504,22 +511,23 @@ def _is_time(column: _Column) -> str | None:
     if words & {"birth", "born", "dob"}:
         return None
     if column.only("text"):
-        return "rfc3339" if all(_milliseconds(v, "rfc3339") is not None for v in column.distinct) else None
-    if column.only("integer", "number") and words & {*_TIME, *_KNOWN}:
-        low, high = min(column.numbers), max(column.numbers)
+        good = sum(n for v, n in column.distinct.items() if _milliseconds(v, "rfc3339") is not None)
+        return "rfc3339" if _nearly_all(good, len(column.values)) else None
+    if column.only("integer", "number") and words & (_TIME | _KNOWN):
         for unit, scale in (("unix_seconds", 1), ("unix_milliseconds", 1000)):
-            if 946_684_800 * scale <= low and high < 4_102_444_800 * scale:
+            good = sum(946_684_800 * scale <= v < 4_102_444_800 * scale for v in column.numbers)
+            if _nearly_all(good, len(column.values)):
                 return unit if scale == 1 or column.only("integer") else None
     return None
 
 
 def _milliseconds(value: object, unit: str) -> int | None:
-    if not isinstance(value, str):
-        return (
-            int(value * (1000 if unit == "unix_seconds" else 1)) if isinstance(value, int | float) else None
-        )
+    if unit != "rfc3339":
+        known = isinstance(value, int | float) and 0 <= value <= LAST_MS
+        ms = float(str(value)) * (1000 if unit == "unix_seconds" else 1) if known else -1.0
+        return int(ms) if 0 <= ms <= LAST_MS else None
     try:
-        return parse_time(value, assume_utc=True)
+        return parse_time(value, assume_utc=True) if isinstance(value, str) else None
     except ValueError:
         return None
 
@@ -729,16 +737,16 @@ def _time_settings(guess: _Guess) -> tuple[str, list[str]]:
     if lag > timedelta(minutes=1):
         grace = next((g for g in _GRACES if g >= lag), _GRACES[-1])
         lines.append(f"  grace: {format_duration(grace)}  # the events are out of order by up to this")
-    if unit == "rfc3339" and any(isinstance(v, str) and not _has_offset(v) for v in use.column.distinct):
+    if unit == "rfc3339" and any(map(_lacks_offset, use.column.distinct)):
         lines.append("  assume_utc: true  # times have no offset")
     return windows, ["time:", *lines] if lines else []
 
 
-def _has_offset(text: str) -> bool:
+def _lacks_offset(value: object) -> bool:
     try:
-        return parse_time(text) >= 0
+        return isinstance(value, str) and parse_time(value) < 0
     except ValueError:
-        return False
+        return _milliseconds(value, "rfc3339") is not None
 
 
 # for people ----------------------------------------------------------------------------------------

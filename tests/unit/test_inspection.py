@@ -248,7 +248,7 @@ def test_numeric_attributes_of_csv_are_binned(tmp_path: Path) -> None:
     body = "".join(f"{i},{clock(i)},{18 + i % 70},{i % 2},{i % 3 % 2}\n" for i in range(300))
     path.write_text(f"id,time,age,decision,outcome\n{body}")
     found = inspected(path)
-    assert parse_config(found.proposal).models["ages"].attribute("age").bins == (35, 50, 65)
+    assert parse_config(found.proposal).models["ages"].attribute("age").bins == (35, 50, 70)
     assert found.accepted == 300, found.rejects
 
 
@@ -306,7 +306,10 @@ def test_empty_and_absent_inputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_rendering_fits_and_cannot_steer_the_terminal(tmp_path: Path, width: int) -> None:
-    rows = [{**row, "se\x1b[31mx": f"[red]{'x' * 40}\x07{i % 2}"} for i, row in enumerate(native(100))]
+    rows = [
+        {**row, "ward": f"[red]{'x' * 40}\x07{i % 2}", "\x1b[31mx": i / 7}
+        for i, row in enumerate(native(100))
+    ]
     found = inspected(lines(tmp_path / "native.jsonl", rows))
     text = rendered(found, width)
     assert "\x1b" not in text
@@ -322,6 +325,12 @@ def test_proposal_is_short_and_leaves_the_choice_to_the_user(tmp_path: Path) -> 
     found = inspected(lines(tmp_path / "native.jsonl", native(100)))
     assert 10 <= len(found.proposal.splitlines()) <= 20
     assert "Which attributes are sensitive is for you to decide" in found.proposal
+
+
+def test_names_with_quotes_and_control_characters(tmp_path: Path) -> None:
+    rows = [{**row, 'the "real"\tward\\': "ab"[i % 2]} for i, row in enumerate(native(100))]
+    found = inspected(lines(tmp_path / "names.jsonl", rows))
+    assert found.accepted == 100
 
 
 SCALARS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -320,6 +321,7 @@ def _progress(title: str, total: int) -> Progress:
 
 def main() -> None:
     """Run a command; problems the user can mend are printed as sentences, with exit code 2."""
+    gc.set_threshold(100_000)  # batches make many objects and no cycles
     try:
         app(standalone_mode=True)
     except MonitorError as error:

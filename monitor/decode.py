@@ -38,6 +38,8 @@ _SHORT = 400
 """Bytes below which a record can neither be nested too deeply nor hold a number too long."""
 _DEPTH = 190
 _LONG_NUMBER = re.compile(rb"[0-9]{4000}")
+_UNNAMEABLE = re.compile(r'[\x00-\x1f"\\]')
+"""Names that msgspec does not take as those of a field."""
 _CACHE = 1 << 16
 """Distinct attribute contents remembered per model."""
 
@@ -226,29 +228,27 @@ class Decoder:
             constant = parse_time(path.value)
             return np.full(len(bad), constant, np.int64)
         values = columns.values(name)
+        times = _int64(values) if unit == "rfc3339" else None
+        if times is not None:
+            bad |= (times < FIRST_PLAUSIBLE_MS) | (times > LAST_MS)
+            return times
         absent = values.count(None)
         if absent == len(values):
             return np.full(len(values), -1, np.int64)
         if unit == "rfc3339":
-            if not absent:
-                times = _int64(values)
-                if times is not None:
-                    bad |= (times < FIRST_PLAUSIBLE_MS) | (times > LAST_MS)
-                    return times
-                if set(map(type, values)) == {str}:
-                    parsed = parse_column(values)
-                    if parsed is not None:
-                        return parsed
+            if not absent and set(map(type, values)) == {str}:
+                parsed = parse_column(values)
+                if parsed is not None:
+                    return parsed
             return self._times_one_by_one(values, bad, read)
-        known = np.array([v is not None for v in values], np.bool_)
-        numbers = np.array([0.0 if v is None else float(v) for v in values])
+        numbers, known = _floats(values, bad, mixed=name in columns.plan.mixed)
         if unit == "unix_seconds":
             numbers = np.rint(numbers * 1000)
-        elif any(isinstance(v, float) for v in values):
+        elif float in set(map(type, values)):
             bad |= np.array([isinstance(v, float) for v in values], np.bool_)
-        wrong = known & ~((numbers >= FIRST_PLAUSIBLE_MS) & (numbers <= LAST_MS))
-        bad |= wrong
-        return np.where(known & ~wrong, numbers, -1).astype(np.int64)
+        right = known & (numbers >= FIRST_PLAUSIBLE_MS) & (numbers <= LAST_MS)
+        bad |= known & ~right
+        return np.where(right, numbers, -1).astype(np.int64)
 
     def _times_one_by_one(self, values: Values, bad: Bools, read: Bools | None) -> Ints:
         times = np.full(len(values), -1, np.int64)
@@ -269,8 +269,9 @@ class Decoder:
 
     def _weights(self, model: ModelReader, columns: _Columns, wanted: Bools, bad: Bools) -> Floats:
         bound = model.weight_bound or 1.0
-        weight = np.array(columns.values("weight"), np.float64)
-        fraction = np.array(columns.values("sampling_fraction"), np.float64)
+        mixed = columns.plan.mixed
+        weight, _ = _floats(columns.values("weight"), bad, mixed="weight" in mixed)
+        fraction, _ = _floats(columns.values("sampling_fraction"), bad, mixed="sampling_fraction" in mixed)
         given, shared = ~np.isnan(weight), ~np.isnan(fraction)
         bad |= wanted & given & shared
         bad |= wanted & given & ~((weight > 0) & (weight <= bound))
@@ -280,26 +281,30 @@ class Decoder:
         return np.where(wanted & ~bad, np.minimum(usable, bound), 1.0)
 
     def _cells_of(self, model: ModelReader, columns: _Columns, wanted: Bools, bad: Bools) -> Ints:
+        """Cell numbers of the rows in ``wanted``, 0 elsewhere; rows whose attributes are odd become bad."""
         cache = self._cells[model.name]
-        keys = columns.attribute_keys(any(a.name == MODEL_VERSION for a in model.attributes))
+        rows = None if wanted.all() else np.flatnonzero(wanted)
+        keys = columns.attribute_keys(any(a.name == MODEL_VERSION for a in model.attributes), rows)
         known = list(map(cache.get, keys))
-        cells = _int64(known)
-        if cells is not None:
-            return cells
-        if len(cache) > _CACHE:
-            cache.clear()
-        for i, cell in enumerate(known):
-            if cell is None:
-                known[i] = cache.get(keys[i])
-                if known[i] is None:
-                    if not wanted[i] or bad[i]:
-                        known[i] = 0
-                        continue
+        found = _int64(known)
+        if found is None:
+            if len(cache) > _CACHE:
+                cache.clear()
+            at = range(len(keys)) if rows is None else rows.tolist()
+            for i, (row, key) in enumerate(zip(at, keys, strict=True)):
+                if known[i] is None and not bad[row]:
                     try:
-                        known[i] = cache[keys[i]] = model.cell(*columns.attributes(i))
+                        if key not in cache:
+                            cache[key] = model.cell(*columns.attributes(row))
+                        known[i] = cache[key]
                     except Rejected:
-                        bad[i], known[i] = True, 0
-        return np.array(known, np.int64)
+                        bad[row] = True
+            found = np.array([0 if cell is None else cell for cell in known], np.int64)
+        if rows is None:
+            return found
+        cells = np.zeros(len(wanted), np.int64)
+        cells[rows] = found
+        return cells
 
     # the slow way --------------------------------------------------------------------------------
 
@@ -311,9 +316,12 @@ class Decoder:
         rejects: list[Reject] = []
         read = len(records)
         for i in np.flatnonzero(suspects).tolist():
+            if records.lines and records.payloads[i].isspace():
+                read -= 1
+                continue
             unreadable = records.unreadable.get(i)
             found: list[Acceptance | Rejected] = (
-                [unreadable] if unreadable else self.judge.judge(records.payloads[i], records.arrival_ms)
+                [unreadable] if unreadable else self.judge.judge(records.record(i), records.arrival_ms)
             )
             read += len(found) - 1
             for element, event in enumerate(found):
@@ -404,19 +412,28 @@ class _Columns:
             present |= np.array([v is not None for v in self.values(f"attributes.{name}")], np.bool_)
         return present
 
-    def attribute_keys(self, version: bool) -> Sequence[object]:
-        """For each event a key such that equal keys mean equal attributes."""
-        versions = self.values("model_version") if version and "model_version" in self.plan.places else None
+    def attribute_keys(self, version: bool, rows: Ints | None) -> Sequence[object]:
+        """For each of these events (None: all) a key such that equal keys mean equal attributes."""
+        chosen = None if rows is None else rows.tolist()
+
+        def column(name: str) -> list[Any]:
+            values = self.values(name)
+            return values if chosen is None else [values[i] for i in chosen]
+
+        if not self._events or chosen == []:
+            return []
+        versions = column("model_version") if version and "model_version" in self.plan.places else None
         if self.plan.attribute_names is None:
-            raw = self.values("attributes")
+            raw = column("attributes")
             if None in raw:
                 raw = [b"" if r is None else r for r in raw]
             keys: list[object] = [*b"\0".join(raw).split(b"\0")]  # one copy; JSON has no NUL byte
             return keys if versions is None else list(zip(keys, versions, strict=True))
-        columns = [_typed(self.values(f"attributes.{name}")) for name in self.plan.attribute_names]
+        columns = [_typed(column(f"attributes.{name}")) for name in self.plan.attribute_names]
         if versions is not None:
             columns.append(versions)
-        return list(zip(*columns, strict=True)) if columns else [()] * len(self._events)
+        count = len(self._events) if chosen is None else len(chosen)
+        return list(zip(*columns, strict=True)) if columns else [()] * count
 
     def attributes(self, row: int) -> tuple[Mapping[str, object], str | None]:
         """Attributes and model version of one event, judged; raises :class:`Rejected`."""
@@ -507,7 +524,9 @@ def _compile(
     for _, steps, kind in wanted:
         kinds.setdefault(steps, []).append(kind)
     for steps, uses in kinds.items():
-        if not all(isinstance(s, str) for s in steps) or (len(set(uses)) > 1 and not _mixable(uses)):
+        if not all(isinstance(s, str) and not _UNNAMEABLE.search(s) for s in steps):
+            return None
+        if len(set(uses)) > 1 and not _mixable(uses):
             return None
         node = tree
         for step in steps[:-1]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -201,10 +202,23 @@ _ATTRIBUTES: TypeAdapter[dict[str, AttributeValue]] = TypeAdapter(
 )
 
 
+_QUICK_ATTRIBUTES = msgspec.json.Decoder(
+    dict[str, Annotated[str, msgspec.Meta(max_length=MAX_ATTRIBUTE_CHARACTERS)] | bool | int | float | None]
+    | None
+)
+
+
 def validate_attributes(
     values: Mapping[str, object] | None = None, *, raw: bytes | None = None
 ) -> Mapping[str, object]:
     """Attributes from a mapping, or from the bytes of a JSON object; raises :class:`Rejected`."""
+    if raw is not None:
+        try:  # what this accepts, the validation below accepts too
+            quick: Mapping[str, object] | None = _QUICK_ATTRIBUTES.decode(raw)
+            if quick is not None:
+                return quick
+        except msgspec.DecodeError:
+            pass
     try:
         content = values if raw is None else from_json(raw, allow_inf_nan=False)
         return {} if content is None else _ATTRIBUTES.validate_python(content)

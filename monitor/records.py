@@ -22,9 +22,9 @@ class RecordBatch:
 
     ``partition`` names the partition among all that are read (``events.jsonl``, ``topic-0``);
     ``positions[i]`` is the line or offset of record i; ``arrival_ms`` when the records arrived;
-    ``ascii`` says that every payload is known to be ASCII; ``terminator`` may end payloads and is no part
-    of the records (the newline of a line). ``unreadable`` holds the rejection of records
-    that the source itself could not read (a CSV row with too many cells).
+    ``ascii`` says that every payload is known to be ASCII; ``lines`` that payloads are lines: they may
+    end with a newline that is no part of the record, and blank ones are no records. ``unreadable``
+    holds the rejection of records that the source itself could not read (a CSV row with too many cells).
     """
 
     partition: str
@@ -32,7 +32,7 @@ class RecordBatch:
     positions: Sequence[int]
     arrival_ms: int
     ascii: bool = False
-    terminator: bytes = b""
+    lines: bool = False
     unreadable: Mapping[int, Rejected] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class RecordBatch:
 
     def record(self, i: int) -> bytes:
         """The raw bytes of record i."""
-        return self.payloads[i].removesuffix(self.terminator)
+        return self.payloads[i].removesuffix(b"\n") if self.lines else self.payloads[i]
 
 
 @dataclass(frozen=True, slots=True)

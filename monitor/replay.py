@@ -67,6 +67,7 @@ def replay(
     engine = build_engine(config)
     decoders = build_decoders(config, engine)
     task_fields: dict[str, Field] = {f.name: f for m in engine.models.values() for f in m.spec.task.fields}
+    binned = {a for m in config.models.values() for a, c in m.attributes.items() if c.bins is not None}
     readers: dict[str, tuple[Iterator[RecordBatch], str]] = {}
     for source in inputs:
         partition = source.partition
@@ -77,6 +78,7 @@ def replay(
             source,
             source_named(config, source.source).fields,
             task_fields,
+            binned=binned,
             max_record_bytes=config.limits.max_message_bytes,
             now_ms=now_ms,
             progress=progress,

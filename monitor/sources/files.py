@@ -7,7 +7,7 @@ import gzip
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,8 +26,6 @@ Format = Literal["auto", "jsonl", "csv", "parquet"]
 
 BATCH_RECORDS = 10_000
 _BLOCK = 1 << 18
-_BLANK = 16
-"""Lines shorter than this may be blank; a blank line that is longer is judged, and rejected as empty."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -71,6 +69,7 @@ def read_batches(
     fields: FieldsConfig,
     task_fields: Mapping[str, Field],
     *,
+    binned: Collection[str] = (),
     max_record_bytes: int,
     now_ms: Callable[[], int],
     progress: Progress | None = None,
@@ -78,8 +77,8 @@ def read_batches(
 ) -> Iterator[RecordBatch]:
     """Batches of the records of one input, in order; positions are line or row numbers from 1.
 
-    CSV has no types: columns whose fields are numbers or flags are read as such where they can be,
-    and an empty cell is an absent field. Blank lines are no records.
+    CSV has no types: columns whose fields are numbers or flags, and attributes with bins (``binned``),
+    are read as such where they can be, and an empty cell is an absent field.
 
     Raises :class:`~monitor.errors.MonitorError` when the input cannot be opened or is not of its format.
     """
@@ -89,7 +88,7 @@ def read_batches(
         if kind == "parquet":
             rows = _parquet_rows(source, progress, batch_records)
         elif kind == "csv":
-            rows = _csv_rows(source, converters(fields, task_fields), progress)
+            rows = _csv_rows(source, converters(fields, task_fields, binned), progress)
         else:
             with _open(source) as stream:
                 yield from _json_lines(
@@ -170,15 +169,9 @@ def _json_lines(
     lines = io.BufferedReader(bounded, _BLOCK)
     line = 1
     while payloads := list(islice(lines, batch_records)):
-        positions: Sequence[int] = range(line, line + len(payloads))
+        positions = range(line, line + len(payloads))
         line += len(payloads)
-        if min(map(len, payloads)) < _BLANK:
-            kept = [(n, p) for n, p in zip(positions, payloads, strict=True) if p.strip()]
-            positions, payloads = [n for n, _ in kept], [p for _, p in kept]
-        if payloads:
-            yield RecordBatch(
-                partition, payloads, positions, now_ms(), ascii=bounded.take_ascii(), terminator=b"\n"
-            )
+        yield RecordBatch(partition, payloads, positions, now_ms(), ascii=bounded.take_ascii(), lines=True)
 
 
 _Row = tuple[int, bytes, Rejected | None]
@@ -212,8 +205,13 @@ def _record_batch(rows: list[_Row], partition: str, now_ms: int) -> RecordBatch:
 Converter = Callable[[str], object]
 
 
-def converters(fields: FieldsConfig, task_fields: Mapping[str, Field]) -> dict[str, Converter]:
-    """How the columns of a CSV are read; columns that are not named are texts."""
+def converters(
+    fields: FieldsConfig, task_fields: Mapping[str, Field], binned: Collection[str] = ()
+) -> dict[str, Converter]:
+    """How the columns of a CSV are read; columns that are not named are texts.
+
+    ``binned`` are the attributes with bins, which are numbers.
+    """
     found: dict[str, Converter] = {}
 
     def read_as(path: FieldPath | str, converter: Converter) -> None:
@@ -226,6 +224,10 @@ def converters(fields: FieldsConfig, task_fields: Mapping[str, Field]) -> dict[s
             read_as(time, _number)
     read_as(fields.weight, _number)
     read_as(fields.sampling_fraction, _number)
+    if not isinstance(fields.attributes, str):
+        for name in binned:
+            if name in fields.attributes:
+                read_as(fields.attributes[name], _number)
     for name, field in task_fields.items():
         path = fields.task_field(name)
         wanted = path.one_of or ((path.equals,) if path.equals is not None else ())

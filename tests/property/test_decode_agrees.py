@@ -54,7 +54,12 @@ def judged_rows(engine: Engine, position: int, event: Acceptance) -> tuple[str, 
     prediction = outcome = None
     if event.prediction_time is not None:
         made = task.prediction_records(columns, weights)
-        prediction = (event.prediction_time, cells[event.cell], made.tobytes(), event.fields.get("hypothesis"))
+        prediction = (
+            event.prediction_time,
+            cells[event.cell],
+            made.tobytes(),
+            event.fields.get("hypothesis"),
+        )
     if event.outcome_time is not None:
         known = task.outcome_records(columns)
         outcome = (event.outcome_time, known.tobytes(), event.fields.get("reference"))

@@ -9,7 +9,7 @@ import pytest
 from monitor.config_file import parse_config
 from monitor.decode import Decoded, Decoder
 from monitor.names import REASON_MEANING, Reason
-from monitor.records import RecordBatch
+from monitor.records import RecordBatch, Rejected
 from monitor.wiring import build_decoders, build_engine
 from tests.unit.bad_payloads import ARRIVAL_MS, BAD, CALL, CONFIG, COUNTS, GOOD, Bad, loan
 
@@ -121,8 +121,6 @@ def test_long_names_do_not_make_long_messages() -> None:
 
 def test_unreadable_records_are_never_decoded() -> None:
     """What a source could not read is rejected for the source's reason, whatever its bytes are."""
-    from monitor.records import Rejected
-
     long = loan(x="y" * 500)
     why = Rejected(Reason.INVALID_JSON, "the row has 3 cells, the header has 2")
     records = RecordBatch("p", [GOOD, long], [1, 2], ARRIVAL_MS, unreadable={0: why, 1: why})

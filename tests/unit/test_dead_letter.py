@@ -130,7 +130,6 @@ def test_a_path_that_cannot_be_written(tmp_path: Path, where: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 def test_a_full_disk_is_told_in_a_sentence() -> None:
-    letters = DeadLetters("/dev/full")
-    with pytest.raises(MonitorError, match=os.strerror(errno.ENOSPC)):  # noqa: PT012
+    full = os.strerror(errno.ENOSPC)
+    with pytest.raises(MonitorError, match=full), DeadLetters("/dev/full") as letters:
         letters.write([reject(b"x" * 100)])
-        letters.flush()

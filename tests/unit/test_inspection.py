@@ -333,6 +333,26 @@ def test_names_with_quotes_and_control_characters(tmp_path: Path) -> None:
     assert found.accepted == 100
 
 
+@pytest.mark.parametrize(
+    ("model", "fields", "number"),
+    [
+        (
+            "{task: binary, groups: [x]}",
+            "{time: {path: x, unit: unix_seconds}, attributes: {x: x}}",
+            1_714_521_600,
+        ),
+        ("{task: binary, groups: [x], weights: {bound: 10}}", "{weight: x, attributes: {x: x}}", 2),
+    ],
+)
+def test_a_text_where_a_shared_path_needs_a_number_is_one_reject(
+    tmp_path: Path, model: str, fields: str, number: int
+) -> None:
+    config = parse_config(f"models: {{m: {model}}}\nsources: [{{fields: {fields}}}]\n")
+    rows = [{"id": i, "time": clock(i), "decision": 1, "x": x} for i, x in enumerate((number, "x"))]
+    found = inspected(lines(tmp_path / "shared.jsonl", rows), config=config)
+    assert (found.read, found.accepted) == (2, 1)
+
+
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8) | st.sampled_from(["2024-01-02", "yes", "no", "a b c", 1_714_521_600])

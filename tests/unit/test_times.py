@@ -81,7 +81,9 @@ def test_columns_of_the_usual_layouts(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("day", ["2023-02-29", "2100-02-29", "2024-06-31", "2024-00-10", "2024-13-10", "2024-01-00"])
+@pytest.mark.parametrize(
+    "day", ["2023-02-29", "2100-02-29", "2024-06-31", "2024-00-10", "2024-13-10", "2024-01-00"]
+)
 def test_one_impossible_day_spoils_the_column(layout: str, day: str) -> None:
     assert parse_column([layout % "2024-01-01T00:00:00", layout % f"{day}T00:00:00"]) is None
 

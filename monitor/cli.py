@@ -285,9 +285,10 @@ def _inputs(config: Config, given: list[str]) -> list[FileInput]:
 
 
 def _checked(files: list[FileInput]) -> list[FileInput]:
-    missing = [f.path for f in files if f.path != "-" and not Path(f.path).is_file()]
-    if missing:
-        raise MonitorError("\n".join(f"there is no file {path}" for path in missing))
+    problems = [f"there is no file {f.path}" for f in files if f.path != "-" and not Path(f.path).exists()]
+    problems += [f"{f.path} is a folder: name the files in it" for f in files if Path(f.path).is_dir()]
+    if problems:
+        raise MonitorError("\n".join(problems))
     if sum(f.path == "-" for f in files) > 1:
         raise MonitorError("standard input (-) can be read once only")
     return files

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monitor.config import Config
-from monitor.engine import Engine, ModelEngine
+from monitor.engine import Engine, ModelEngine, WindowReport
 from monitor.records import RecordBatch
 from monitor.wiring import build_decoders, build_engine
 
@@ -38,6 +38,7 @@ class Run:
     partitions: Sequence[str] = ("p",)
     engine: Engine = field(init=False)
     transitions: list[tuple[int, str, str]] = field(init=False, default_factory=list)
+    _reports: dict[str, WindowReport] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.engine = build_engine(self.config)
@@ -66,19 +67,18 @@ class Run:
         for partition in self.partitions:
             self.end(partition)
         self._note(self.engine.finish())
+        self._reports = {r.window: r for r in self.model.report()}
         return self
 
     def _note(self, transitions: Iterable[Any]) -> None:
         self.transitions += [(t.at, t.alert.fingerprint, str(t.state)) for t in transitions]
 
     def rows(self, window: str = "all") -> dict[tuple[tuple[tuple[str, str], ...], str], dict[str, Any]]:
-        """Report rows of a window by group and metric."""
-        (report,) = [r for r in self.model.report() if r.window == window]
-        return {(tuple(r["group"].items()), r["metric"]): r for r in report.groups}
+        """Report rows of a window by group and metric, as of :meth:`finish`."""
+        return {(tuple(r["group"].items()), r["metric"]): r for r in self._reports[window].groups}
 
     def gaps(self, window: str = "all") -> list[Any]:
-        (report,) = [r for r in self.model.report() if r.window == window]
-        return list(report.gaps)
+        return list(self._reports[window].gaps)
 
     def everything(self) -> dict[str, Any]:
         """All that must not depend on how the events arrived."""

@@ -161,7 +161,7 @@ def gaps_of(found: Run, name: str, grouping: tuple[str, ...], comparison: str, k
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(tables(), st.booleans())
 def test_groups(table: Table, weighted: bool) -> None:
     """Every group of every grouping, ``unknown`` among them; numerators and denominators as counts."""
@@ -190,7 +190,7 @@ def test_groups(table: Table, weighted: bool) -> None:
         assert [everybody["false_positive_rate"][n] for n in ("numerator", "denominator")] == [fp, fp + tn]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(tables(), st.booleans())
 def test_gaps_leave_unknown_out(table: Table, weighted: bool) -> None:
     """Unknown groups are in overall and in the rest, but never a side of a gap."""
@@ -198,6 +198,7 @@ def test_gaps_leave_unknown_out(table: Table, weighted: bool) -> None:
         table["weight"] = 1.0
     found = run(table, weighted=weighted)
     for grouping in GROUPINGS:
+        sizes = sizes_of(table, grouping)
         for metric in METRICS:
             oracle = frame(table, grouping, metric)
             every, overall = by_group(oracle), float(oracle.overall)
@@ -216,7 +217,7 @@ def test_gaps_leave_unknown_out(table: Table, weighted: bool) -> None:
                     sides = [tuple(g.values()) for g in between.groups]
                     assert [values[s] for s in sides] == pytest.approx([high, low], abs=TOLERANCE)
                 listed = {tuple(g.groups[0].values()): g for g in gaps_of(found, metric, grouping, "overall", kind)}
-                assert set(listed) == {k for k in every if "unknown" not in k and k in sizes_of(table, grouping)}
+                assert set(listed) == {k for k in every if "unknown" not in k and k in sizes}
                 for key, one in listed.items():
                     near(one.value, gap(every[key], overall))
                 for one in gaps_of(found, metric, grouping, "rest", kind):
@@ -245,7 +246,7 @@ def inside(table: Table, grouping: tuple[str, ...], key: Key) -> Any:
     return mask
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(tables(missing=False), st.booleans())
 def test_fairlearn_by_name(table: Table, weighted: bool) -> None:
     """fairlearn's own functions, where they are defined (they take an undefined rate for 0)."""
@@ -276,9 +277,9 @@ def test_fairlearn_by_name(table: Table, weighted: bool) -> None:
         near(named("demographic_parity_ratio", "ratio"), fairlearn.demographic_parity_ratio(**arguments))
         for metric, oracle in frames.items():
             (difference,) = gaps_of(found, metric, grouping, "between", "difference")
-            near(difference.value, oracle.difference(method="between_groups")) if defined[metric] else None
             to_overall = [g.value for g in gaps_of(found, metric, grouping, "overall", "difference")]
             if defined[metric]:
+                near(difference.value, oracle.difference(method="between_groups"))
                 near(max(map(abs, to_overall)), oracle.difference(method="to_overall"))
                 (ratio,) = gaps_of(found, metric, grouping, "between", "ratio")
                 near(ratio.value, oracle.ratio(method="between_groups"))
@@ -336,7 +337,7 @@ def facet(rows: Table) -> dict[str, float]:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(tables(), st.booleans())
 def test_clarify_and_trustyai(table: Table, weighted: bool) -> None:
     if not weighted:

@@ -21,7 +21,7 @@ from monitor.wiring import build_decoders, build_engine
 from tests.property.hostile_json import ARRIVAL_MS, CASES, Case, batches
 
 Row = tuple[object, ...]
-EXAMPLES = 60
+EXAMPLES = 30
 
 hostile = settings(
     max_examples=EXAMPLES,
@@ -154,7 +154,7 @@ def test_batches_agree_with_the_judge(case: Case, data: st.DataObject) -> None:
 
 @each_case
 @seed(7)
-@settings(hostile, max_examples=EXAMPLES // 6)
+@settings(hostile, max_examples=EXAMPLES // 5)
 @given(data=st.data())
 def test_neighbours_are_unaffected(case: Case, data: st.DataObject) -> None:
     """The same good records around something else give the same events."""

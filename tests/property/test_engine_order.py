@@ -166,7 +166,7 @@ def test_arrival_changes_no_bit(seed: int) -> None:
 def test_arrival_changes_no_bit_of_folded_values(seed: int, cap: int, conflicts: str) -> None:
     story, settled = Story(seed, a=8, b=3, conflicts=conflicts), config(a=cap)
     expected = reference(story, settled)
-    assert {"a0", "other"} & {cell[0] for cell in expected["cells"]["all"]}
+    assert len({cell[0] for cell in expected["cells"]["all"]} - {"other"}) <= cap
     for _ in range(3):
         assert arrive(story, settled) == expected
 

@@ -58,7 +58,7 @@ def records(found: Iterable[RecordBatch]) -> list[tuple[int, bytes]]:
 
 
 def contents(path: Path) -> list[Any]:
-    return [json.loads(payload) for _, payload in records(batches(path))]
+    return [json.loads(payload) for _, payload in records(batches(path, limit=1_000_000))]
 
 
 def decode(found: Iterable[RecordBatch], limit: int = 10_000_000) -> tuple[int, list[Reject]]:

@@ -191,13 +191,16 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["events.jsonl.gz", "events.csv.gz"])
-@pytest.mark.parametrize("damage", ["cut off", "not gzip", "damaged"])
+@pytest.mark.parametrize("damage", ["cut off", "not gzip", "bad data", "bad block"])
 def test_a_damaged_gzip_file(tmp_path: Path, name: str, damage: str) -> None:
     content = gzip.compress(b"id,time,decision\n" + bytes(range(256)) * 50)
     broken = bytearray(content)
     broken[20:60] = b"\xff" * 40
+    block = content[:10] + b"\xff" + content[11:]
     path = tmp_path / name
-    path.write_bytes({"cut off": content[:-20], "not gzip": b"{}\n", "damaged": bytes(broken)}[damage])
+    path.write_bytes(
+        {"cut off": content[:-20], "not gzip": b"{}\n", "bad data": bytes(broken), "bad block": block}[damage]
+    )
     with pytest.raises(MonitorError, match="cannot read"):
         batches(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+import tracemalloc
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_bad_csv_rows_cost_their_neighbours_nothing(tmp_path: Path) -> None:
         b'{"id": 1}\n',
     ]
     content = b"id,time,decision,sex\n" + b"".join(good + row for row in bad) + good
-    accepted, rejects = decode(batches(write_csv(tmp_path / "a.csv", content)))
+    accepted, rejects = decode(batches(write_csv(tmp_path / "a.csv", content), limit=1_000_000))
     assert accepted == len(bad) + 1
     assert [(r.position, r.reason) for r in rejects] == [
         (3, Reason.INVALID_JSON), (5, Reason.INVALID_JSON), (7, Reason.INVALID_UTF8),
@@ -129,6 +130,32 @@ def test_a_csv_row_that_looks_like_an_event_is_none(tmp_path: Path) -> None:
     assert [r.position for r in rejects] == [2, 3]
 
 
+def test_a_stray_quote_costs_its_neighbours_nothing(tmp_path: Path) -> None:
+    rows = [f"a,{TIME},1,f", f'b,{TIME},1,"f', *[f'{i},{TIME},1,"f"' for i in range(100)]]
+    for end in ("", "\n"):
+        path = write_csv(tmp_path / "a.csv", "\n".join(["id,time,decision,sex", *rows]) + end)
+        for limit in (1000, 1_000_000):
+            accepted, rejects = decode(batches(path, limit=limit))
+            assert accepted == 101
+            assert [r.position for r in rejects] == [3]
+
+
+def test_a_huge_csv_row_does_not_fill_the_memory(tmp_path: Path) -> None:
+    good = f"a,{TIME},1,f\n".encode()
+    content = b"id,time,decision,sex\n" + good + b"x" * (20 << 20) + b"\n" + good
+    path = write_csv(tmp_path / "a.csv", content)
+    tracemalloc.start()
+    try:
+        found = batches(path, limit=1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    accepted, rejects = decode(found)
+    assert accepted == 2
+    assert [r.position for r in rejects] == [3]
+    assert peak < 10 << 20
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"id,time\n", b"\xef\xbb\xbf", b"\xef\xbb\xbfid\n\n\n"])
 def test_csv_without_rows(tmp_path: Path, content: bytes) -> None:
     assert batches(write_csv(tmp_path / "a.csv", content)) == []
@@ -136,7 +163,7 @@ def test_csv_without_rows(tmp_path: Path, content: bytes) -> None:
 
 def test_a_csv_header_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(MonitorError, match="header"):
-        batches(write_csv(tmp_path / "a.csv", b'"' + b"x" * (1 << 28) + b'"\n1\n'))
+        batches(write_csv(tmp_path / "a.csv", b'"' + b"x" * (1 << 20) + b'"\n1\n'))
 
 
 def test_tabs_and_compression(tmp_path: Path) -> None:

@@ -99,14 +99,14 @@ class Decoder:
         payloads = records.payloads
         suspects = np.zeros(len(payloads), np.bool_)
         suspects[list(records.unreadable)] = True
-        if max(map(len, payloads), default=0) > _SHORT:
-            limit = self._limits.max_message_bytes
+        limit = self._limits.max_message_bytes
+        if max(map(len, payloads), default=0) > min(_SHORT, limit):
             for i, payload in enumerate(payloads):
-                if len(payload) > _SHORT:
-                    suspects[i] = (
-                        len(payload) > limit
-                        or payload.count(b"[") + payload.count(b"{") > _DEPTH
-                        or (len(payload) > 4000 and _LONG_NUMBER.search(payload) is not None)
+                if len(payload) > limit:
+                    suspects[i] = True
+                elif len(payload) > _SHORT:
+                    suspects[i] |= payload.count(b"[") + payload.count(b"{") > _DEPTH or (
+                        len(payload) > 4000 and _LONG_NUMBER.search(payload) is not None
                     )
         if not records.ascii and not b"".join(payloads).isascii():
             for i, payload in enumerate(payloads):
@@ -243,7 +243,7 @@ class Decoder:
             return self._times_one_by_one(values, bad, read)
         numbers, known = _floats(values, bad, mixed=name in columns.plan.mixed)
         if unit == "unix_seconds":
-            numbers = np.rint(numbers * 1000)
+            numbers = np.rint(np.where(np.abs(numbers) < 1e15, numbers, -1) * 1000)
         elif float in set(map(type, values)):
             bad |= np.array([isinstance(v, float) for v in values], np.bool_)
         right = known & (numbers >= FIRST_PLAUSIBLE_MS) & (numbers <= LAST_MS)
@@ -276,7 +276,7 @@ class Decoder:
         bad |= wanted & given & shared
         bad |= wanted & given & ~((weight > 0) & (weight <= bound))
         bad |= wanted & shared & ~((fraction >= 1 / bound) & (fraction <= 1))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             usable = np.where(given, weight, np.where(shared, 1 / fraction, 1.0))
         return np.where(wanted & ~bad, np.minimum(usable, bound), 1.0)
 
@@ -453,7 +453,10 @@ def _typed(column: list[Any]) -> list[Any]:
     """Values that are equal only when of one kind: True, 1 and 1.0 are equal in Python."""
     if set(map(type, column)) <= {str, type(None)}:
         return column
-    return [(type(v), v) if isinstance(v, bool) else v for v in column]
+    return [
+        (type(v), v) if isinstance(v, bool) or (isinstance(v, int | float) and abs(v) >= 2**63) else v
+        for v in column
+    ]
 
 
 def _deep(event: object, place: str) -> object:
@@ -479,6 +482,8 @@ _KINDS: dict[str, Any] = {
 
 def _plan(fields: FieldsConfig, models: Mapping[str, ModelReader]) -> _Plan | None:
     """The decoder for a mapping of plain names, or None where only the judge can read it."""
+    if len(fields.model_version.value or "") > MAX_ATTRIBUTE_CHARACTERS:
+        return None
     wanted: list[tuple[str, tuple[Step, ...], str]] = []
 
     def want(name: str, path: FieldPath, kind: str) -> None:
@@ -497,11 +502,11 @@ def _plan(fields: FieldsConfig, models: Mapping[str, ModelReader]) -> _Plan | No
     if any(m.weight_bound for m in models.values()):
         want("weight", FieldPath(path=fields.weight), "number")
         want("sampling_fraction", FieldPath(path=fields.sampling_fraction), "number")
-    for field in {f.name: f for m in models.values() for f in m.task.fields}.values():
-        path = fields.task_field(field.name)
+    for name, own in dict.fromkeys((f.name, f.kind) for m in models.values() for f in m.task.fields):
+        path = fields.task_field(name)
         conditions = {"at_least": "number", "equals": "scalar", "one_of": "scalar"}
         kinds = [kind for option, kind in conditions.items() if getattr(path, option) is not None]
-        want(field.name, path, kinds[0] if kinds else field.kind)
+        want(name, path, kinds[0] if kinds else own)
     attributes: list[str] | None = None
     if isinstance(fields.attributes, str):
         want("attributes", FieldPath(path=fields.attributes), "raw")
@@ -580,7 +585,7 @@ def _convert(field: Field, columns: _Columns, bad: Bools) -> tuple[Column, Bools
     mixed = field.name in columns.plan.mixed
     if path.at_least is not None:
         numbers, present = _floats(values, bad, mixed=mixed)
-        bad |= np.abs(numbers) >= 2.0**63
+        bad |= np.abs(numbers) > 2.0**53  # beyond it an integer may round to the bound
         return np.where(present, numbers >= path.at_least, -1).astype(np.int8), present
     if not plain:
         read = [-1 if v is None else int(bool(read_flag(field.name, path, v))) for v in values]

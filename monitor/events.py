@@ -33,6 +33,8 @@ from monitor.times import FIRST_PLAUSIBLE_MS, LAST_MS, parse_time
 MAX_ID_CHARACTERS = 512
 MAX_ATTRIBUTE_CHARACTERS = 256
 _INT64 = 2**63
+_WEIGHT = "how many events this one stands for"
+_FRACTION = "share of events that is sent; weight is 1 / share"
 
 
 def _milliseconds(value: str | int, info: ValidationInfo) -> int:
@@ -94,11 +96,8 @@ class Predicted(Event):
         | None
     ) = None
     attributes: Attributes = {}
-    weight: Annotated[float, Field(gt=0, description="how many events this one stands for")] | None = None
-    sampling_fraction: (
-        Annotated[float, Field(gt=0, le=1, description="share of events that is sent; weight is 1 / share")]
-        | None
-    ) = None
+    weight: Annotated[float, Field(gt=0)] | None = Field(default=None, description=_WEIGHT)
+    sampling_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description=_FRACTION)
 
 
 class Prediction(Predicted):
@@ -150,14 +149,12 @@ class Contract:
         """
         predicted: dict[str, Any] = {f.name: _field(f) for f in fields if f.block == "prediction"}
         known: dict[str, Any] = {f.name: _field(f) for f in fields if f.block == "outcome"}
-        weights: dict[str, Any] = (
-            {
-                "weight": (Annotated[float, Field(gt=0, le=weight_bound)] | None, None),
-                "sampling_fraction": (Annotated[float, Field(ge=1 / weight_bound, le=1)] | None, None),
-            }
-            if weight_bound
-            else {"weight": (Any, None), "sampling_fraction": (Any, None)}
-        )
+        weight: Any = Annotated[float, Field(gt=0, le=weight_bound)] | None if weight_bound else Any
+        share: Any = Annotated[float, Field(ge=1 / weight_bound, le=1)] | None if weight_bound else Any
+        weights: dict[str, Any] = {
+            "weight": (weight, Field(default=None, description=_WEIGHT)),
+            "sampling_fraction": (share, Field(default=None, description=_FRACTION)),
+        }
         if not known:
             optional_id: dict[str, Any] = {"id": (Id | None, None)}
             alone = create_model("Prediction", __base__=Prediction, **optional_id, **weights, **predicted)
@@ -228,27 +225,32 @@ def validate_attributes(
         raise Rejected(Reason.INVALID_JSON, str(error)) from None
 
 
+_LONGEST_NAME = 100
+"""Characters of a field's name in messages."""
+
+
 def explain(error: ValidationError) -> Rejected:
     """The first thing wrong, as a reason code and a sentence that names the field."""
     first, *rest = error.errors(include_url=False, include_context=False)
-    field = (
-        ".".join(str(part) for part in first["loc"][:2])
-        if first["loc"][:1] == ("attributes",)
-        else (str(first["loc"][0]) if first["loc"] else "event")
-    )
-    alternatives = [e for e in [first, *rest] if e["loc"][:1] == first["loc"][:1]]
+    if first["type"] == "missing_time":
+        return Rejected(Reason.MISSING_FIELD, "time and outcome_time are missing; an outcome needs one")
+    depth = 2 if first["loc"][:1] == ("attributes",) else 1
+    field = ".".join(str(part) for part in first["loc"][:depth])[:_LONGEST_NAME] or "event"
+    alternatives = [e for e in [first, *rest] if e["loc"][:depth] == first["loc"][:depth]]
     for chosen in alternatives:
         if _reason(chosen["type"]) is not Reason.WRONG_TYPE:
             break
     else:
         chosen = first
+    if chosen["type"] == "float_type" and type(chosen["input"]) is int:
+        return Rejected(Reason.OUT_OF_RANGE, f"{field} is beyond the range of numbers")
     reason = _reason(chosen["type"])
     if reason is Reason.WRONG_TYPE:
         wanted = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in alternatives))
         return Rejected(reason, f"{field} should be {wanted}, not {_kind_of(chosen['input'])}")
     if reason is Reason.MISSING_FIELD:
         return Rejected(reason, f"{field} is missing")
-    message = chosen["msg"]
+    message = chosen["msg"].removeprefix("Input ").removeprefix("String ")
     return Rejected(reason, f"{field} {message[0].lower()}{message[1:]}")
 
 

@@ -80,7 +80,7 @@ def parse_column(texts: Sequence[str]) -> Ints | None:
     """
     joined = "".join(texts)
     width, odd = divmod(len(joined), len(texts))
-    if odd or not joined.isascii() or set(map(len, texts)) != {width}:
+    if odd or not width or not joined.isascii() or set(map(len, texts)) != {width}:
         return None
     chars = np.frombuffer(joined.encode(), np.uint8).reshape(len(texts), width)
     suffix = b"Z" if chars[0, -1] == ord("Z") else b"+00:00"

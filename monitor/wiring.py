@@ -98,4 +98,4 @@ def build_decoders(config: Config, engine: Engine) -> Mapping[str, Decoder]:
 
 def source_named(config: Config, name: str) -> SourceConfig:
     """The source with this name; raises KeyError."""
-    return next(s for s in config.sources if s.name == name)
+    return {s.name: s for s in config.sources}[name]

@@ -23,7 +23,6 @@ from monitor.inspection.words import (
     split_words,
 )
 from monitor.names import MODEL_VERSION
-from monitor.paths import STAR
 
 MAX_GROUPS = 50
 """A column of texts with more values than this is no attribute."""
@@ -137,7 +136,7 @@ def _has_few_values(column: Column) -> bool:
 
 
 def _edges(column: Column) -> list[float]:
-    """Quartiles, rounded to half the power of ten of the distance between them; none of other than numbers."""
+    """Quartiles of numbers, rounded to half the power of ten of the distance between them; else none."""
     if not column.only("integer", "number"):
         return []
     low, *_, high = quartiles = np.quantile(column.numbers, (0.25, 0.5, 0.75)).tolist()

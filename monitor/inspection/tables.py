@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +46,7 @@ def render(inspection: Inspection, console: Console) -> None:
 
 def _fields(fields: tuple[FieldProfile, ...], console: Console) -> None:
     headers = ("field", "read as", _PRESENT)
-    names = min(max((len(_plain(f.path)) for f in fields), default=0), _MAX_NAME)
+    names = min(max((cell_len(_plain(f.path)) for f in fields), default=0), _MAX_NAME)
     roles = max(len(text) for text in (headers[1], *(f.role for f in fields)))
     room = console.width - names - roles - len(_PRESENT) - len(headers) * _GUTTER
     table = _table(*headers, "values")
@@ -79,7 +80,7 @@ def _values(f: FieldProfile, room: int) -> str:
     for n, (value, count) in enumerate(f.examples, 1):
         longer = f"{told}, " if told else f"{what}: "
         longer += f"{_plain(value)} ({count:,})"
-        if len(longer) + (len(", …") if n < f.distinct else 0) > room:
+        if cell_len(longer) + (cell_len(", …") if n < f.distinct else 0) > room:
             return f"{told}, …" if told else _cut(longer, room)
         told = longer
     return f"{told}, …" if told and len(f.examples) < f.distinct else told or _cut(what, room)

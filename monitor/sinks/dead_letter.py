@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
@@ -32,10 +33,16 @@ class DeadLetters:
         if path is not None:
             try:
                 self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+                found = os.fstat(self._file.fileno())
+                if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+                    os.fchmod(self._file.fileno(), 0o600)  # the file may have been there
             except OSError as error:
-                raise MonitorError(
-                    f"cannot write dead letters to {path}: {error.strerror}; change dead_letter.path"
-                ) from error
+                raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> MonitorError:
+        return MonitorError(
+            f"cannot write dead letters to {self._path}: {error.strerror}; change dead_letter.path"
+        )
 
     def __enter__(self) -> DeadLetters:
         return self
@@ -50,18 +57,27 @@ class DeadLetters:
         for reject in rejects:
             self.counts[reject.reason] += 1
             if self._file is not None:
-                self._file.write(self._encode(letter(reject)) + b"\n")
+                try:
+                    self._file.write(self._encode(letter(reject)) + b"\n")
+                except OSError as error:
+                    raise self._unwritable(error) from error
 
     def flush(self) -> None:
         """Hand what was written to the operating system."""
         if self._file is not None:
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Flush and close the file."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError as error:
+                raise self._unwritable(error) from error
 
 
 def letter(reject: Reject) -> dict[str, object]:

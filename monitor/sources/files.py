@@ -7,9 +7,12 @@ import gzip
 import io
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import zlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -88,7 +91,7 @@ def read_batches(
         if kind == "parquet":
             rows = _parquet_rows(source, progress, batch_records)
         elif kind == "csv":
-            rows = _csv_rows(source, converters(fields, task_fields, binned), progress)
+            rows = _csv_rows(source, converters(fields, task_fields, binned), max_record_bytes, progress)
         else:
             with _open(source) as stream:
                 yield from _json_lines(
@@ -96,8 +99,9 @@ def read_batches(
                 )
             return
         yield from _batched(rows, source.partition, now_ms, batch_records)
-    except OSError as error:
-        raise MonitorError(f"cannot read {source.partition}: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise MonitorError(f"cannot read {source.partition}: {why}") from error
 
 
 def _open(source: FileInput) -> IO[bytes]:
@@ -246,7 +250,10 @@ def _number(text: str) -> object:
     match = _NUMBER.fullmatch(text.strip())
     if match is None or len(text) > 400:
         return text
-    return float(text) if match[2] or match[3] else int(text)
+    if not match[2] and not match[3]:
+        return int(text)
+    number = float(text)
+    return number if isfinite(number) else text
 
 
 def _flag(text: str) -> object:
@@ -254,31 +261,92 @@ def _flag(text: str) -> object:
     return lower == "true" if lower in ("true", "false") else _number(text)
 
 
-def _csv_rows(source: FileInput, columns: Mapping[str, Converter], progress: Progress) -> Iterator[_Row]:
+class _RowTooLong(Exception):
+    """A CSV row goes on beyond the limit, most likely because a quote is not closed."""
+
+
+class _RowLines:
+    """The lines that a CSV reader takes, row by row; a row that is broken gives back all but its first."""
+
+    def __init__(self, stream: Iterable[str], limit: int) -> None:
+        self._stream = iter(stream)
+        self._limit = limit + 2  # a newline is no part of it
+        self._again: deque[str] = deque()
+        self._row: list[str] = []
+        self._size = 0
+        self._number = 0
+
+    def __iter__(self) -> _RowLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._stream)
+        self._number += 1
+        self._row.append(line)
+        self._size += len(line)
+        if self._size > self._limit:
+            raise _RowTooLong
+        return line
+
+    def start_row(self) -> int:
+        """Number of the line that the next row starts on."""
+        self._row.clear()
+        self._size = 0
+        return self._number + 1
+
+    def give_back(self) -> str:
+        """The first line of the row; the others will be taken again."""
+        first, *rest = self._row
+        self._number -= len(rest)
+        self._again.extendleft(reversed(rest))
+        return first.rstrip("\r\n")
+
+
+def _csv_rows(
+    source: FileInput, columns: Mapping[str, Converter], limit: int, progress: Progress
+) -> Iterator[_Row]:
     encode = msgspec.json.Encoder().encode
     delimiter = "\t" if source.path.removesuffix(".gz").lower().endswith(".tsv") else ","
-    with io.TextIOWrapper(
-        _open(source), encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as stream:
-        reader = csv.reader(stream, delimiter=delimiter)
+    with (
+        _open(source) as opened,
+        io.TextIOWrapper(
+            io.BufferedReader(_BoundedLines(opened, limit, progress), _BLOCK),
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+            newline="",
+        ) as stream,
+    ):
+        csv.field_size_limit(max(limit, 1 << 17))
+        lines = _RowLines(stream, limit)
+        lines.start_row()
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             header = next(reader)
         except StopIteration:
             return
+        except (csv.Error, _RowTooLong) as error:
+            why = str(error) or "it is too long"
+            raise MonitorError(f"the header of {source.partition} cannot be read: {why}") from error
         convert = [columns.get(name) for name in header]
-        csv.field_size_limit(1 << 27)
         while True:
+            line = lines.start_row()
             try:
                 cells = next(reader, None)
-            except csv.Error as error:
-                yield reader.line_num, b"", Rejected(Reason.INVALID_JSON, f"the CSV row is broken: {error}")
+            except (csv.Error, _RowTooLong) as error:
+                first = lines.give_back().encode("utf-8", "surrogateescape")
+                if len(first) > limit:
+                    message = f"the row is longer than limits.max_message_bytes, {limit}"
+                    yield line, first, Rejected(Reason.TOO_LARGE, message)
+                else:
+                    why = str(error) or "a quote is not closed"
+                    yield line, first, Rejected(Reason.INVALID_JSON, f"the CSV row is broken: {why}")
+                reader = csv.reader(lines, delimiter=delimiter, strict=True)
                 continue
             if cells is None:
                 return
             if not cells:
                 continue
             raw = delimiter.join(cells).encode("utf-8", "surrogateescape")
-            progress.bytes += len(raw) + 1
             reject = None
             payload = raw
             if len(cells) != len(header):
@@ -295,7 +363,7 @@ def _csv_rows(source: FileInput, columns: Mapping[str, Converter], progress: Pro
                     payload = encode(record)
                 except UnicodeEncodeError:
                     reject = Rejected(Reason.INVALID_UTF8, "the row is not UTF-8")
-            yield reader.line_num, payload, reject
+            yield line, payload, reject
 
 
 # Parquet -----------------------------------------------------------------------------------------
@@ -309,7 +377,7 @@ def _parquet_rows(source: FileInput, progress: Progress, batch_records: int) -> 
             f"reading {source.partition} needs polars: pip install 'fairness-monitor[parquet]'"
         ) from None
 
-    encode = msgspec.json.Encoder().encode
+    encode = msgspec.json.Encoder(decimal_format="number").encode
     try:
         content = io.BytesIO(sys.stdin.buffer.read()) if source.path == "-" else None
         table = polars.scan_parquet(source.path if content is None else content)

@@ -84,8 +84,6 @@ class Run:
         """All that must not depend on how the events arrived."""
         return {
             "cells": {label: self.model.cell_table(label) for label in self.model.windows},
-            "report": [
-                (r.window, r.start, r.end, list(r.groups), list(r.gaps)) for r in self.model.report()
-            ],
+            "report": [(r.window, r.start, r.end, list(r.groups), list(r.gaps)) for r in self.model.report()],
             "transitions": sorted(self.transitions),
         }

@@ -27,7 +27,7 @@ BATCH = 10_000
 STEP_MS = 10
 """Event time from one event to the next: 6,000 events a minute."""
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 import psutil
 from monitor.records import RecordBatch
@@ -81,7 +81,7 @@ model = engine.models["m"]
 assert model.counts.joined > last * 0.35, model.counts
 assert len(model.cells) < 3000, len(model.cells)
 print(sizes[first], sizes[last])
-'''
+"""
 
 
 def growth(shape: str, attributes: str, first: int, last: int) -> float:

@@ -109,7 +109,9 @@ def test_compas_gives_the_counts_of_every_group(attributes: tuple[str, ...]) -> 
     }
     assert reported == groups
     for group in groups:
-        expected = tuple(cells[group, d, y] for d, y in ((True, True), (True, False), (False, False), (False, True)))
+        expected = tuple(
+            cells[group, d, y] for d, y in ((True, True), (True, False), (False, False), (False, True))
+        )
         assert confusion(replayed, **dict(zip(attributes, group, strict=True))) == expected
 
 
@@ -194,8 +196,7 @@ def test_split_compas_gives_the_same(seed: int, tmp_path: Path) -> None:
         assert found == expected
     # the delay itself, from the dates
     total = sum(
-        (known - made).total_seconds()
-        for (made, _), (known, _) in zip(predictions, outcomes, strict=True)
+        (known - made).total_seconds() for (made, _), (known, _) in zip(predictions, outcomes, strict=True)
     )
     (delay,) = [r for r in split["groups"] if r["metric"] == DELAY and not r["group"]]
     assert delay["denominator"] == 7214

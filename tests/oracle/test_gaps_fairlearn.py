@@ -17,7 +17,14 @@ from tests.engine_helpers import START, Run, config_of
 
 TOLERANCE = 1e-12
 GROUPINGS: tuple[tuple[str, ...], ...] = (("sex",), ("race",), ("sex", "race"))
-METRICS = ("selection_rate", "true_positive_rate", "false_positive_rate", "accuracy", "precision", "base_rate")
+METRICS = (
+    "selection_rate",
+    "true_positive_rate",
+    "false_positive_rate",
+    "accuracy",
+    "precision",
+    "base_rate",
+)
 NAMED = (
     "demographic_parity_difference",
     "demographic_parity_ratio",
@@ -216,7 +223,9 @@ def test_gaps_leave_unknown_out(table: Table, weighted: bool) -> None:
                     near(between.value, high - low if kind == "difference" else over(low, high))
                     sides = [tuple(g.values()) for g in between.groups]
                     assert [values[s] for s in sides] == pytest.approx([high, low], abs=TOLERANCE)
-                listed = {tuple(g.groups[0].values()): g for g in gaps_of(found, metric, grouping, "overall", kind)}
+                listed = {
+                    tuple(g.groups[0].values()): g for g in gaps_of(found, metric, grouping, "overall", kind)
+                }
                 assert set(listed) == {k for k in every if "unknown" not in k and k in sizes}
                 for key, one in listed.items():
                     near(one.value, gap(every[key], overall))
@@ -249,7 +258,7 @@ def inside(table: Table, grouping: tuple[str, ...], key: Key) -> Any:
 @settings(max_examples=20, deadline=None)
 @given(tables(missing=False), st.booleans())
 def test_fairlearn_by_name(table: Table, weighted: bool) -> None:
-    """fairlearn's own functions, where they are defined (they take an undefined rate for 0)."""
+    """Fairlearn's own functions, where they are defined (they take an undefined rate for 0)."""
     if not weighted:
         table["weight"] = 1.0
     found = run(table, weighted=weighted)
@@ -347,10 +356,10 @@ def test_clarify_and_trustyai(table: Table, weighted: bool) -> None:
         reference = tuple(REFERENCE[a] for a in grouping)
         a = table[inside(table, grouping, reference)]
         for name in CLARIFY:
-            gaps = [g for k in ("difference", "ratio") for g in gaps_of(found, name, grouping, "reference", k)]
-            expected_keys = {
-                k for k in sizes_of(table, grouping) if "unknown" not in k and k != reference
-            }
+            gaps = [
+                g for k in ("difference", "ratio") for g in gaps_of(found, name, grouping, "reference", k)
+            ]
+            expected_keys = {k for k in sizes_of(table, grouping) if "unknown" not in k and k != reference}
             assert {tuple(g.groups[0].values()) for g in gaps} == expected_keys
             for gap in gaps:
                 d = table[inside(table, grouping, tuple(gap.groups[0].values()))]

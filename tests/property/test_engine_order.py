@@ -33,8 +33,17 @@ def config(**caps: Any) -> Config:
         "groups": ["a", "b", ["a", "b"]],
         "attributes": attributes,
         "max_cells": caps.get("max_cells", 10_000),
-        "metrics": ["outcome_coverage", "outcome_expired_share", "outcome_delay_seconds", "brier_score", *RATES],
-        "gaps": [{"metric": "equalized_odds"}, {"metric": "selection_rate", "groups": "a", "comparison": "rest"}],
+        "metrics": [
+            "outcome_coverage",
+            "outcome_expired_share",
+            "outcome_delay_seconds",
+            "brier_score",
+            *RATES,
+        ],
+        "gaps": [
+            {"metric": "equalized_odds"},
+            {"metric": "selection_rate", "groups": "a", "comparison": "rest"},
+        ],
         "windows": ["5m", "3h", "all"],
         "min_support": 1,
         "join": {"outcome_ttl": "20m", "outcome_wait": "10m", "dedupe_window": "1h"},
@@ -85,10 +94,9 @@ class Story:
         mode = chosen.choice(["apart", "apart", "apart", "together", "mixed", "no outcome", "no prediction"])
         spread = chosen.choice([0, 0, 2]) if self.conflicts != "none" else 0
         repeats = chosen.choice([1, 1, 2, 3])
-        if mode == "apart" and repeats == 1:
-            delay = chosen.uniform(-15, 30)  # often beyond what a pair may span
-        else:
-            delay = chosen.uniform(-8, 18)  # in every combination of the repeats within it
+        # a single pair often spans more than it may; with repeats every combination is within it
+        bounds = (-15, 30) if mode == "apart" and repeats == 1 else (-8, 18)
+        delay = chosen.uniform(*bounds)
         if mode in ("together", "mixed"):
             delay = abs(delay)
         exact = self.conflicts == "none" or chosen.random() < 0.5
@@ -218,7 +226,10 @@ def same_in_every_split(events: list[Event], settled: Config | None = None) -> N
         pytest.param([prediction(0), outcome(25), outcome(25)], id="an untimely outcome twice"),
         pytest.param([prediction(0), outcome(1), prediction(70), outcome(71)], id="an id used again"),
         pytest.param(
-            [prediction(0, outcome=1, outcome_time=minute(1)), prediction(0, outcome=0, outcome_time=minute(90))],
+            [
+                prediction(0, outcome=1, outcome_time=minute(1)),
+                prediction(0, outcome=0, outcome_time=minute(90)),
+            ],
             id="joined twice, outcomes further apart than dedupe_window",
         ),
     ],

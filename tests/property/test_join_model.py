@@ -70,7 +70,8 @@ class Model:
     def take(self, event: Event) -> None:
         p, o = event.prediction, event.outcome
         if event.id is None:
-            assert p is not None and o is not None
+            assert p is not None
+            assert o is not None
             self.joined += 1
             self.anonymous.append((p, o))
         elif event.id in self.pairs:

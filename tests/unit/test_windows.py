@@ -35,9 +35,7 @@ def total(window: Window) -> dict[int, int]:
     return {c: int(row[2]) for c, row in enumerate(window.total.sums) if row.any()}
 
 
-def expected(
-    history: dict[int, tuple[int, int]], end: int, length: int | None, step: int
-) -> dict[int, int]:
+def expected(history: dict[int, tuple[int, int]], end: int, length: int | None, step: int) -> dict[int, int]:
     """Sums of the buckets in [end - length, end), both cut to full steps."""
     end -= end % step
     begin = 0 if length is None else end - length

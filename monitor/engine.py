@@ -156,7 +156,8 @@ class ModelEngine:
 
     def last_open(self) -> int | None:
         """End of the latest time bucket that holds events, or None."""
-        return (max(self._open) + 1) * self._bucket_ms if self._open else None
+        holding = [bucket for bucket, table in self._open.items() if table.sums.any()]
+        return (max(holding) + 1) * self._bucket_ms if holding else None
 
     def close(self, until: int) -> list[Transition]:
         """Close the time buckets that end at or before ``until``, in order; evaluate the rules."""
@@ -172,6 +173,9 @@ class ModelEngine:
                 transitions += self._close_one(bucket)
                 bucket += 1
             self._next = bucket
+        if self._next is not None:
+            for window in self.windows.values():
+                window.end = until - until % window.step_ms
         return transitions
 
     def _next_interesting(self) -> int:
@@ -357,8 +361,11 @@ class Engine:
 
     def finish(self) -> list[Transition]:
         """The sources ended: close every time bucket that holds events."""
-        last = max((end for m in self.models.values() if (end := m.last_open()) is not None), default=None)
-        return [] if last is None else self._close(last)
+        bucket = self.time.bucket_ms
+        latest = [p.latest for p in self._partitions.values() if p.latest is not None]
+        ends = [time - time % bucket + bucket for time in latest]
+        ends += [end for m in self.models.values() if (end := m.last_open()) is not None]
+        return self._close(max(ends)) if ends else []
 
     def _close(self, until: int) -> list[Transition]:
         until -= until % self.time.bucket_ms

@@ -166,6 +166,8 @@ def _pair(
         return Gap(spec, None, sides, 0, Status.INSUFFICIENT)
     support = int(min(values.support[i], against.support[j]))
     statuses = [values.status[i], against.status[j]]
+    if Status.SUPPRESSED in statuses:
+        return Gap(spec, None, sides, 0, Status.SUPPRESSED)
     if any(s is not Status.OK for s in statuses):
         return Gap(spec, None, sides, support, _why_not(statuses))
     own, other = float(values.value[i]), float(against.value[j])

@@ -148,14 +148,15 @@ class Join:
         ``digests[cell]`` orders cells independently of arrival (see ``CellDictionary.digests``).
         """
         self._changes = []
+        joined = batch.has_prediction & batch.has_outcome
         rows = _Rows(
             batch.key,
             batch.cell,
             batch.has_prediction,
             batch.has_outcome,
-            batch.has_prediction & batch.has_outcome,
+            joined,
             batch.prediction_time,
-            batch.outcome_time,
+            np.where(joined, np.maximum(batch.prediction_time, batch.outcome_time), batch.outcome_time),
             batch.predictions,
             batch.outcomes,
         )
@@ -175,6 +176,7 @@ class Join:
     def expire(self, until: int) -> Expiry:
         """Forget what can match no more once all events before ``until`` have been seen."""
         keys, gone = self.pending.expire("deadline", until)
+        self.pending.compact()
         predictions = gone["kind"] == _WAITS_AS_PREDICTION
         self.counts.expired_predictions += int(predictions.sum())
         self.counts.expired_outcomes += int((~predictions).sum())
@@ -183,7 +185,10 @@ class Join:
                 self._texts.pop((key, kind), None)
         limit = until - self._limits.dedupe_window_ms
         self._forget_texts(self.recent.drop_before("basis", limit))
-        while len(self.recent) > self._limits.dedupe_max_ids and self.recent.generations > 1:
+        while (
+            self.recent.generations > 1
+            and len(self.recent) - self.recent.oldest_rows >= self._limits.dedupe_max_ids
+        ):
             self._forget_texts(self.recent.drop_oldest())
         return Expiry(gone["deadline"][predictions], gone["cell"][predictions].astype(np.int64))
 
@@ -320,9 +325,8 @@ class Join:
             np.abs(rows.prediction_time[hit] - pairs["prediction_time"]) <= window
         )
         same_o = rows.has_outcome[hit] & (np.abs(rows.outcome_time[hit] - pairs["outcome_time"]) <= window)
-        self.counts.duplicates += int(
-            ((same_p | ~rows.has_prediction[hit]) & (same_o | ~rows.has_outcome[hit])).sum()
-        )
+        repeats = np.where(rows.joined[hit], same_p & same_o, same_p.astype(np.int64) + same_o)
+        self.counts.duplicates += int(repeats.sum())
         old_cell = pairs["cell"].astype(np.int64)
         p_wins = same_p & _smaller(
             _order_of_predictions(rows.prediction_time[hit], rows.cell[hit], rows.predictions[hit], digests),

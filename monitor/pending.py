@@ -386,6 +386,11 @@ class GenerationalTable:
         return len(self._generations)
 
     @property
+    def oldest_rows(self) -> int:
+        """Live rows of the oldest generation."""
+        return self._generations[0].live_count
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated; pages never touched are counted, though not resident."""
         return sum(g.nbytes for g in self._generations)
@@ -488,8 +493,8 @@ class GenerationalTable:
         while done < len(keys):
             newest = self._generations[-1]
             wanted = len(keys) - done
-            if not newest.room or (wanted > newest.room and self._outgrows(newest)):
-                self._grow()
+            if not newest.room or (wanted > newest.room and self._outgrows(newest, wanted)):
+                self._grow(wanted)
                 continue
             end = done + min(newest.room, wanted)
             base = newest.append(keys[done:end], raw[done:end]) + newest.handle_base
@@ -663,21 +668,27 @@ class GenerationalTable:
             raise KeyError("handle of no row: -1, or of a generation that is gone")
         return parts
 
-    def _next_rows(self, generation: Generation) -> int:
-        """Capacity of the generation to follow `generation`."""
+    def _next_rows(self, generation: Generation, wanted: int) -> int:
+        """Capacity of the generation to follow `generation`: larger only when live rows need it.
+
+        `wanted` rows are about to be inserted; together with the live ones they are the same number
+        throughout a call of `insert`, so rows that a call appended are never moved by the same call.
+        """
+        if 2 * (len(self) + wanted) < generation.count:
+            return generation.capacity
         return min(4 * generation.capacity, self.generation_rows)
 
-    def _outgrows(self, generation: Generation) -> bool:
+    def _outgrows(self, generation: Generation, wanted: int) -> bool:
         """Whether the next generation is so much larger that it takes over the rows of this one."""
-        return self._next_rows(generation) >= 4 * generation.capacity
+        return self._next_rows(generation, wanted) >= 4 * generation.capacity
 
-    def _grow(self) -> None:
+    def _grow(self, wanted: int) -> None:
         last = self._generations[-1]
-        newest = Generation(last.number + 1, self.dtype, self._next_rows(last))
+        newest = Generation(last.number + 1, self.dtype, self._next_rows(last, wanted))
         for field in last.tracked:
             newest.track(field)
         self._generations.append(newest)
-        if self._outgrows(last):
+        if self._outgrows(last, wanted):
             self._move(last)
         else:
             self._drop_dead()

@@ -55,13 +55,14 @@ def withheld(groups: Sequence[tuple[str, ...]], support: Ints, min_group_size: i
 
 
 def _families(groups: Sequence[tuple[str, ...]]) -> list[Ints]:
-    """Groups that add up to one parent: alike in all attributes but one."""
+    """Groups that add up to one parent: everybody, or alike in all attributes but one."""
     found: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for i, group in enumerate(groups):
         for attribute in range(len(group)):
             parent = (*group[:attribute], *group[attribute + 1 :])
             found.setdefault((attribute, parent), []).append(i)
-    return [np.array(members, np.int64) for members in found.values()]
+    everybody = np.arange(len(groups))
+    return [everybody, *(np.array(members, np.int64) for members in found.values())]
 
 
 def shown(value: float, status: Status) -> float | None:

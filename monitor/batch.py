@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -18,8 +17,8 @@ Keys = NDArray[np.uint64]
 class Texts:
     """The texts of n events, for tasks that compare texts."""
 
-    predictions: Sequence[str | None]
-    outcomes: Sequence[str | None]
+    predictions: list[str | None]
+    outcomes: list[str | None]
 
     def take(self, rows: Ints) -> Texts:
         """The texts of some events."""
@@ -34,13 +33,15 @@ class EventBatch:
     An event has a prediction part, an outcome part, or both (a joined event); the values of an
     absent part are meaningless. Times are milliseconds since 1970-01-01 UTC.
     ``record`` is the number of the record (in its :class:`~monitor.records.RecordBatch`) that the
-    event came from; ``key`` a 64-bit hash of its id where ``has_id``.
+    event came from; ``key`` a 64-bit hash of its id where ``has_id``; ``digest`` a hash of its attributes
+    as stated, which orders conflicting predictions whatever cell they count in.
     """
 
     record: Ints
     key: Keys
     has_id: Bools
     cell: Ints
+    digest: Keys
     has_prediction: Bools
     has_outcome: Bools
     prediction_time: Ints

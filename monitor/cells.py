@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from monitor.names import OTHER
@@ -62,7 +61,6 @@ class CellDictionary:
         self._values: list[dict[str, bool]] = [{OTHER: True} for _ in attributes]
         self._admitted_values = [0] * len(self.attributes)
         self._folded_to = np.zeros(64, np.int64)
-        self._digests = np.zeros(64, np.uint64)
         everything_else = self._append(tuple(OTHER for _ in attributes))
         self._is_admitted[everything_else] = True
 
@@ -73,11 +71,6 @@ class CellDictionary:
     def folded_to(self) -> Ints:
         """For each cell the admitted cell that its events are counted in after its bucket closed."""
         return self._folded_to[: len(self.cells)]
-
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        """A hash of each cell's values: an order of cells that does not depend on arrival."""
-        return self._digests[: len(self.cells)]
 
     def intern(self, values: Cell) -> int:
         """Number of the cell with these values; a new one where there is room, else a folded one."""
@@ -137,12 +130,10 @@ class CellDictionary:
         number = len(self.cells)
         if number == len(self._folded_to):
             self._folded_to = np.concatenate([self._folded_to, np.zeros(number, np.int64)])
-            self._digests = np.concatenate([self._digests, np.zeros(number, np.uint64)])
             self._is_admitted = np.concatenate([self._is_admitted, np.zeros(number, np.bool_)])
         self.cells.append(values)
         self._number[values] = number
         self._folded_to[number] = number
-        self._digests[number] = xxhash.xxh3_64_intdigest("\x1f".join(values).encode("utf-8", "surrogatepass"))
         return number
 
     def _admit_values(self, attribute: int, cells: Ints, events: Ints, fresh: Iterable[int]) -> None:

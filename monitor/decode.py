@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from monitor.batch import Bools, EventBatch, Texts
+from monitor.batch import Bools, EventBatch, Keys, Texts
 from monitor.columns import Columns, Plan, compile_plan
 from monitor.convert import Values, convert, filled, floats, hash_ids, id_keys, int64
 from monitor.judge import Acceptance, Judge, JudgeLimits, ModelReader
@@ -48,6 +48,29 @@ class Decoded:
     rejects: Sequence[Reject]
 
 
+class _Contents:
+    """Attribute contents seen before, by their bytes: a bounded cache of cells and digests."""
+
+    def __init__(self) -> None:
+        self.number: dict[object, int] = {}
+        self.cells: Ints = np.zeros(1024, np.int64)
+        self.digests: Keys = np.zeros(1024, np.uint64)
+
+    def make_room(self) -> None:
+        """Forget everything when the cache is full."""
+        if len(self.number) > _CACHE:
+            self.number.clear()
+
+    def add(self, key: object, cell: int, digest: int) -> None:
+        """Remember one content."""
+        number = self.number[key] = len(self.number)
+        if number == len(self.cells):
+            self.cells = np.concatenate([self.cells, np.zeros_like(self.cells)])
+            self.digests = np.concatenate([self.digests, np.zeros_like(self.digests)])
+        self.cells[number] = cell
+        self.digests[number] = digest
+
+
 class Decoder:
     """Decodes records of one source.
 
@@ -68,7 +91,7 @@ class Decoder:
         self._models = models
         self._limits = limits
         self._plan = None if self.judge.explodes else compile_plan(fields, models)
-        self._cells: dict[str, dict[object, int]] = {name: {} for name in models}
+        self._contents = {name: _Contents() for name in models}
 
     def decode(self, records: RecordBatch) -> Decoded:
         """Events of a batch; ``accepted + rejected == read``, whatever the records hold."""
@@ -187,7 +210,7 @@ class Decoder:
         has_id, keys = id_keys(columns, bad)
         if model.known:
             bad |= ~has_id & ~(has_prediction & has_outcome)
-        cells = self._cells_of(model, columns, has_prediction, bad)
+        cells, digests = self._cells_of(model, columns, has_prediction, bad)
         weights = self._weights(model, columns, has_prediction, bad) if model.weight_bound else None
         good = None
         if bad.any():
@@ -204,6 +227,7 @@ class Decoder:
             key=keys[pick],
             has_id=has_id[pick],
             cell=cells[pick],
+            digest=digests[pick],
             has_prediction=has_prediction[pick],
             has_outcome=has_outcome[pick],
             prediction_time=time[pick],
@@ -273,31 +297,28 @@ class Decoder:
             usable = np.where(given, weight, np.where(shared, 1 / fraction, 1.0))
         return np.where(wanted & ~bad, np.minimum(usable, bound), 1.0)
 
-    def _cells_of(self, model: ModelReader, columns: Columns, wanted: Bools, bad: Bools) -> Ints:
-        """Cell numbers of the rows in ``wanted``, 0 elsewhere; rows whose attributes are odd become bad."""
-        cache = self._cells[model.name]
+    def _cells_of(self, model: ModelReader, columns: Columns, wanted: Bools, bad: Bools) -> tuple[Ints, Keys]:
+        """Cell numbers and digests of the rows in ``wanted``, else 0; odd attributes make a row bad."""
+        contents = self._contents[model.name]
         rows = None if wanted.all() else np.flatnonzero(wanted)
         keys = columns.attribute_keys(any(a.name == MODEL_VERSION for a in model.attributes), rows)
-        known = list(map(cache.get, keys))
-        found = int64(known)
+        found = int64(list(map(contents.number.get, keys)))
         if found is None:
-            if len(cache) > _CACHE:
-                cache.clear()
+            contents.make_room()
             at = range(len(keys)) if rows is None else rows.tolist()
-            for i, (row, key) in enumerate(zip(at, keys, strict=True)):
-                if known[i] is None and not bad[row]:
+            for row, key in zip(at, keys, strict=True):
+                if key not in contents.number and not bad[row]:
                     try:
-                        if key not in cache:
-                            cache[key] = model.cell(*columns.attributes(row))
-                        known[i] = cache[key]
+                        contents.add(key, *model.cell(*columns.attributes(row)))
                     except Rejected:
                         bad[row] = True
-            found = np.array([0 if cell is None else cell for cell in known], np.int64)
+            found = np.array([contents.number.get(key, 0) for key in keys], np.int64)
         if rows is None:
-            return found
-        cells = np.zeros(len(wanted), np.int64)
-        cells[rows] = found
-        return cells
+            return contents.cells[found], contents.digests[found]
+        cells, digests = np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.uint64)
+        cells[rows] = contents.cells[found]
+        digests[rows] = contents.digests[found]
+        return cells, digests
 
     # the slow way --------------------------------------------------------------------------------
 
@@ -368,6 +389,7 @@ def _assemble(model: ModelReader, events: Sequence[tuple[int, Acceptance]]) -> E
         key=hash_ids([e.id or "" for _, e in events]),
         has_id=np.array([e.id is not None for _, e in events], np.bool_),
         cell=np.array([e.cell for _, e in events], np.int64),
+        digest=np.array([e.digest for _, e in events], np.uint64),
         has_prediction=has_prediction,
         has_outcome=has_outcome,
         prediction_time=np.array([-1 if e.prediction_time is None else e.prediction_time for _, e in events]),

@@ -117,7 +117,7 @@ class ModelEngine:
         """Take in events that are not late."""
         if self._next is None and len(batch):
             self._next = int(batch.event_time.min()) // self._bucket_ms
-        for change in self._join.step(batch, self.cells.digests):
+        for change in self._join.step(batch):
             if isinstance(change, OutcomeChange):
                 delay = np.rint(change.delay / self._delay_step).astype(np.int64)
                 scatters = [

@@ -2,13 +2,12 @@
 
 What is counted is a function of the set of events, not of their order: a pair matches by event time
 alone, and of events that repeat an id the canonical one counts: the earliest, and among equal times
-the smallest by content. An id names one prediction; one that is used again while the first is
-still remembered counts as a duplicate.
+the smallest by content. A second prediction under an id whose first still waits is a duplicate however
+much later it is: an id names one prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +19,8 @@ from monitor.pending import GenerationalTable
 from monitor.tasks.base import Ints, Records, Task
 
 _WAITS_AS_PREDICTION, _WAITS_AS_OUTCOME = 0, 1
+_MOST_REPEATS = 16
+_Column = NDArray[np.int64] | NDArray[np.uint64]
 
 
 class PredictionChange(NamedTuple):
@@ -51,7 +52,11 @@ class Expiry(NamedTuple):
 
 @dataclass(slots=True)
 class JoinCounts:
-    """Totals since the start. ``joined`` counts pairs; an expired event counts as unmatched."""
+    """Totals since the start.
+
+    ``joined`` counts pairs; ``duplicates`` the events beyond those needed to state each id's
+    prediction and outcome once; expired and untimely events count as unmatched.
+    """
 
     joined: int = 0
     duplicates: int = 0
@@ -75,6 +80,7 @@ class _Rows:
 
     key: Keys
     cell: Ints
+    digest: NDArray[np.uint64]
     has_prediction: Bools
     has_outcome: Bools
     joined: Bools
@@ -100,6 +106,11 @@ class Join:
     * A pair counts at the later of its two times, so its bucket is open whichever part came last.
     * Duplicates of a matched pair are recognised within ``dedupe_window`` of its times, for the
       newest ``dedupe_max_ids`` pairs at least.
+    * Where a canonical duplicate makes a pair untimely, the pair is taken apart again.
+    * Of an id that comes more than 16 times in one batch the rest are duplicates unseen.
+
+    One thing does depend on arrival: of *conflicting outcomes* of an id, one of which lies more than
+    ``outcome_wait`` before its prediction, whether the other one pairs. Only one waits at a time.
 
     State: O(pending + recent pairs).
     """
@@ -109,25 +120,15 @@ class Join:
         self._limits = limits
         self._waits = waits_for_outcome
         self.counts = JoinCounts()
-        waiting = [
-            ("deadline", "i8"),
-            ("cell", "i4"),
-            ("kind", "i1"),
-            ("p", task.prediction_dtype),
-            ("o", task.outcome_dtype),
-        ]
-        pair = [
-            ("basis", "i8"),
-            ("prediction_time", "i8"),
-            ("outcome_time", "i8"),
-            ("cell", "i4"),
-            ("p", task.prediction_dtype),
-            ("o", task.outcome_dtype),
-        ]
+        content = [("digest", "u8"), ("p", task.prediction_dtype), ("o", task.outcome_dtype)]
+        waiting = [("deadline", "i8"), ("cell", "i4"), ("kind", "i1"), *content]
+        times = [("basis", "i8"), ("prediction_time", "i8"), ("outcome_time", "i8")]
+        pair = [*times, ("cell", "i4"), ("joined", "?"), *content]
         self.pending = GenerationalTable(np.dtype(waiting))
         self.pending.track("deadline")
         self.recent = GenerationalTable(np.dtype(pair), generation_rows=1 << 18)
-        self._texts: dict[tuple[int, int], str] = {}
+        self._waiting_texts: dict[tuple[int, int], str] = {}
+        self._pair_texts: dict[int, tuple[str, str]] = {}
         self._changes: list[PredictionChange | OutcomeChange] = []
 
     @property
@@ -142,16 +143,14 @@ class Join:
         waiting = sum(int((r["kind"] == _WAITS_AS_OUTCOME).sum()) for _, r in self.pending.items())
         return waiting + self.counts.expired_outcomes
 
-    def step(self, batch: EventBatch, digests: NDArray[np.uint64]) -> list[PredictionChange | OutcomeChange]:
-        """Take in events; return what to add to and take back from the two blocks.
-
-        ``digests[cell]`` orders cells independently of arrival (see ``CellDictionary.digests``).
-        """
+    def step(self, batch: EventBatch) -> list[PredictionChange | OutcomeChange]:
+        """Take in events; return what to add to and take back from the two blocks."""
         self._changes = []
         joined = batch.has_prediction & batch.has_outcome
         rows = _Rows(
             batch.key,
             batch.cell,
+            batch.digest,
             batch.has_prediction,
             batch.has_outcome,
             joined,
@@ -168,10 +167,27 @@ class Join:
             self._complete(alone, None if texts is None else texts.take(anonymous), remember=False)
             named = np.flatnonzero(batch.has_id)
             rows, texts = rows.take(named), None if texts is None else texts.take(named)
-        if len(rows):
-            rows, texts = self._one_row_per_id(rows, texts, digests)
-            self._merge(rows, texts, digests)
+        for at in self._rounds(rows.key):
+            if at is None:
+                self._merge(rows, texts)
+            else:
+                self._merge(rows.take(at), None if texts is None else texts.take(at))
         return self._changes
+
+    def _rounds(self, keys: Keys) -> list[Ints | None]:
+        """Rows in groups without a repeated id, in the order of arrival; None for all rows at once."""
+        in_order = np.sort(keys)
+        if not (in_order[1:] == in_order[:-1]).any():
+            return [None] if len(keys) else []
+        order = np.argsort(keys, kind="stable")
+        ascending = keys[order]
+        starts = np.concatenate(([True], ascending[1:] != ascending[:-1]))
+        place = np.arange(len(keys))
+        occurrence = np.empty(len(keys), np.int64)
+        occurrence[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
+        self.counts.duplicates += int((occurrence >= _MOST_REPEATS).sum())
+        last = min(int(occurrence.max()), _MOST_REPEATS - 1)
+        return [np.flatnonzero(occurrence == k) for k in range(last + 1)]
 
     def expire(self, until: int) -> Expiry:
         """Forget what can match no more once all events before ``until`` have been seen."""
@@ -182,7 +198,7 @@ class Join:
         self.counts.expired_outcomes += int((~predictions).sum())
         if self._task.texts:
             for key, kind in zip(keys.tolist(), gone["kind"].tolist(), strict=True):
-                self._texts.pop((key, kind), None)
+                self._waiting_texts.pop((key, kind), None)
         limit = until - self._limits.dedupe_window_ms
         self._forget_texts(self.recent.drop_before("basis", limit))
         while (
@@ -197,60 +213,18 @@ class Join:
         bound = self.pending.lower_bound("deadline")
         return None if bound is None else int(bound)
 
-    # one row per id ------------------------------------------------------------------------------
-
-    def _one_row_per_id(
-        self, rows: _Rows, texts: Texts | None, digests: NDArray[np.uint64]
-    ) -> tuple[_Rows, Texts | None]:
-        in_order = np.sort(rows.key)
-        if not (in_order[1:] == in_order[:-1]).any():
-            return rows, texts
-        order = np.argsort(rows.key, kind="stable")
-        ascending = rows.key[order]
-        starts = np.concatenate(([True], ascending[1:] != ascending[:-1]))
-        group = np.empty(len(rows), np.int64)
-        group[order] = np.cumsum(starts) - 1
-        first = order[np.flatnonzero(starts)]
-        merged = rows.take(first)
-        with_prediction = np.flatnonzero(rows.has_prediction)
-        with_outcome = np.flatnonzero(rows.has_outcome)
-        p = _first_per_group(group, with_prediction, _prediction_order(rows, digests))
-        o = _first_per_group(group, with_outcome, _outcome_order(rows))
-        merged.has_prediction[:] = False
-        merged.has_outcome[:] = False
-        merged.has_prediction[group[p]] = True
-        merged.has_outcome[group[o]] = True
-        merged.joined[:] = np.bincount(group[rows.joined], minlength=len(merged)) > 0
-        needed = np.where(merged.joined, 1, merged.has_prediction.astype(np.int64) + merged.has_outcome)
-        self.counts.duplicates += len(rows) - int(needed.sum())
-        merged.cell[group[p]] = rows.cell[p]
-        merged.prediction_time[group[p]] = rows.prediction_time[p]
-        merged.predictions[group[p]] = rows.predictions[p]
-        merged.outcome_time[group[o]] = rows.outcome_time[o]
-        merged.outcomes[group[o]] = rows.outcomes[o]
-        if texts is None:
-            return merged, None
-        predicted: list[str | None] = [None] * len(merged)
-        actual: list[str | None] = [None] * len(merged)
-        for i in p.tolist():
-            predicted[group[i]] = texts.predictions[i]
-        for i in o.tolist():
-            actual[group[i]] = texts.outcomes[i]
-        return merged, Texts(predicted, actual)
-
-    # against what is remembered ------------------------------------------------------------------
-
-    def _merge(self, rows: _Rows, texts: Texts | None, digests: NDArray[np.uint64]) -> None:
+    def _merge(self, rows: _Rows, texts: Texts | None) -> None:
+        """Take in events with distinct ids."""
         known = self.recent.find(rows.key)
         rows.has_prediction, rows.has_outcome = rows.has_prediction.copy(), rows.has_outcome.copy()
         if (known >= 0).any():
-            self._against_recent(rows, texts, known, digests)
+            self._against_recent(rows, texts, known)
             left = np.flatnonzero(rows.has_prediction | rows.has_outcome)
             rows, texts = rows.take(left), None if texts is None else texts.take(left)
         found = self.pending.find(rows.key)
         if (found >= 0).any():
             rows = rows.take(np.arange(len(rows)))
-            self._against_pending(rows, texts, found, digests)
+            self._against_pending(rows, texts, found)
         else:
             self._add_predictions(rows)
         if not self._waits:
@@ -267,9 +241,7 @@ class Join:
             self._complete(rows.take(done), None if texts is None else texts.take(done), remember=True)
         self._wait(rows, texts, ~complete)
 
-    def _against_pending(
-        self, rows: _Rows, texts: Texts | None, found: Ints, digests: NDArray[np.uint64]
-    ) -> None:
+    def _against_pending(self, rows: _Rows, texts: Texts | None, found: Ints) -> None:
         """Complete each row by what waits under its id; duplicates resolve to the canonical one."""
         hit = np.flatnonzero(found >= 0)
         waiting = self.pending.get(found[hit])
@@ -278,45 +250,42 @@ class Join:
 
         at, old = hit[is_prediction], waiting[is_prediction]
         old_time = old["deadline"] - self._limits.outcome_ttl_ms
-        old_cell = old["cell"].astype(np.int64)
         both = rows.has_prediction[at]
         self.counts.duplicates += int(both.sum())
-        wins = np.zeros(len(at), np.bool_)
-        if both.any():
-            wins[both] = _smaller(
-                _order_of_predictions(rows.prediction_time[at], rows.cell[at], rows.predictions[at], digests),
-                _order_of_predictions(old_time, old_cell, old["p"], digests),
-            )[both]
-            if wins.any():
-                self._changes.append(PredictionChange(-1, old_time[wins], old_cell[wins], old["p"][wins]))
-        keep = at[~wins]
+        wins = both & _smaller(
+            [rows.prediction_time[at], rows.digest[at], *_fields(rows.predictions[at])],
+            [old_time, old["digest"], *_fields(old["p"])],
+        )
+        if wins.any():
+            cell = old["cell"][wins].astype(np.int64)
+            self._changes.append(PredictionChange(-1, old_time[wins], cell, old["p"][wins]))
+        keep, kept = at[~wins], old[~wins]
         fresh[keep] = False
-        rows.cell[keep] = old_cell[~wins]
+        rows.cell[keep] = kept["cell"]
+        rows.digest[keep] = kept["digest"]
         rows.prediction_time[keep] = old_time[~wins]
-        rows.predictions[keep] = old["p"][~wins]
+        rows.predictions[keep] = kept["p"]
         rows.has_prediction[at] = True
 
         at, old = hit[~is_prediction], waiting[~is_prediction]
         old_time = old["deadline"] - self._limits.outcome_wait_ms
         both = rows.has_outcome[at]
         self.counts.duplicates += int(both.sum())
-        later = ~both
-        if both.any():
-            later |= _smaller(
-                _order_of_outcomes(old_time, old["o"]),
-                _order_of_outcomes(rows.outcome_time[at], rows.outcomes[at]),
-            )
+        later = ~both | _smaller(
+            [old_time, *_fields(old["o"])], [rows.outcome_time[at], *_fields(rows.outcomes[at])]
+        )
         rows.outcome_time[at[later]] = old_time[later]
         rows.outcomes[at[later]] = old["o"][later]
         rows.has_outcome[at] = True
         if texts is not None:
             self._recall(rows.key, texts, keep, _WAITS_AS_PREDICTION)
             self._recall(rows.key, texts, at[later], _WAITS_AS_OUTCOME)
+            for i in hit.tolist():
+                self._waiting_texts.pop((int(rows.key[i]), _WAITS_AS_PREDICTION), None)
+                self._waiting_texts.pop((int(rows.key[i]), _WAITS_AS_OUTCOME), None)
         self._add_predictions(rows, fresh)
 
-    def _against_recent(
-        self, rows: _Rows, texts: Texts | None, known: Ints, digests: NDArray[np.uint64]
-    ) -> None:
+    def _against_recent(self, rows: _Rows, texts: Texts | None, known: Ints) -> None:
         """Set aside parts that repeat a matched pair, and correct the pair where they are canonical."""
         hit = np.flatnonzero(known >= 0)
         pairs = self.recent.get(known[hit])
@@ -325,20 +294,28 @@ class Join:
             np.abs(rows.prediction_time[hit] - pairs["prediction_time"]) <= window
         )
         same_o = rows.has_outcome[hit] & (np.abs(rows.outcome_time[hit] - pairs["outcome_time"]) <= window)
-        repeats = np.where(rows.joined[hit], same_p & same_o, same_p.astype(np.int64) + same_o)
-        self.counts.duplicates += int(repeats.sum())
-        old_cell = pairs["cell"].astype(np.int64)
+        joined = rows.joined[hit]
+        untimely = (
+            same_o
+            & ~joined
+            & ~pairs["joined"]
+            & ~self._timely(rows.outcome_time[hit] - pairs["prediction_time"])
+        )
+        self.counts.expired_outcomes += int(untimely.sum())
+        repeats = np.where(joined, same_p & same_o, same_p.astype(np.int64) + (same_o & ~untimely))
+        first_joined = joined & same_p & same_o & ~pairs["joined"]
+        self.counts.duplicates += int(repeats.sum()) + int(first_joined.sum())
         p_wins = same_p & _smaller(
-            _order_of_predictions(rows.prediction_time[hit], rows.cell[hit], rows.predictions[hit], digests),
-            _order_of_predictions(pairs["prediction_time"], old_cell, pairs["p"], digests),
+            [rows.prediction_time[hit], rows.digest[hit], *_fields(rows.predictions[hit])],
+            [pairs["prediction_time"], pairs["digest"], *_fields(pairs["p"])],
         )
-        o_wins = same_o & _smaller(
-            _order_of_outcomes(rows.outcome_time[hit], rows.outcomes[hit]),
-            _order_of_outcomes(pairs["outcome_time"], pairs["o"]),
-        )
-        if self._waits is False:
-            o_wins[:] = False
-        changed = p_wins | o_wins
+        o_wins = np.zeros(len(hit), np.bool_)
+        if self._waits:
+            o_wins = (same_o & ~untimely) & _smaller(
+                [rows.outcome_time[hit], *_fields(rows.outcomes[hit])],
+                [pairs["outcome_time"], *_fields(pairs["o"])],
+            )
+        changed = p_wins | o_wins | first_joined
         if changed.any():
             self._correct(rows, texts, hit, known[hit], pairs, p_wins, o_wins, changed)
         rows.has_prediction[hit[same_p]] = False
@@ -361,35 +338,58 @@ class Join:
         source = hit[changed]
         new["prediction_time"][p] = rows.prediction_time[source[p]]
         new["cell"][p] = rows.cell[source[p]]
+        new["digest"][p] = rows.digest[source[p]]
         new["p"][p] = rows.predictions[source[p]]
         new["outcome_time"][o] = rows.outcome_time[source[o]]
         new["o"][o] = rows.outcomes[source[o]]
-        if texts is not None:
-            self._keep(rows.key, texts, source[p], _WAITS_AS_PREDICTION)
-            self._keep(rows.key, texts, source[o], _WAITS_AS_OUTCOME)
-            keys = rows.key[source].tolist()
-            new["o"] = self._task.compare_texts(
-                new["o"],
-                [self._texts[k, _WAITS_AS_PREDICTION] for k in keys],
-                [self._texts[k, _WAITS_AS_OUTCOME] for k in keys],
-            )
+        new["joined"] |= rows.joined[source]
         new["basis"] = np.maximum(new["prediction_time"], new["outcome_time"])
-        for sign, pair, where in ((-1, old[p], p), (1, new[p], p)):
-            if where.any():
+        if texts is not None:
+            both = []
+            for i, from_p, from_o in zip(source.tolist(), p.tolist(), o.tolist(), strict=True):
+                hypothesis, reference = self._pair_texts.get(int(rows.key[i]), ("", ""))
+                hypothesis = (texts.predictions[i] or "") if from_p else hypothesis
+                reference = (texts.outcomes[i] or "") if from_o else reference
+                self._pair_texts[int(rows.key[i])] = (hypothesis, reference)
+                both.append((hypothesis, reference))
+            new["o"] = self._task.compare_texts(new["o"], [h for h, _ in both], [r for _, r in both])
+        if p.any():
+            for sign, pair in ((-1, old[p]), (1, new[p])):
                 cell = pair["cell"].astype(np.int64)
                 self._changes.append(PredictionChange(sign, pair["prediction_time"], cell, pair["p"]))
-        if self._waits:
-            self._changes.append(_outcome_change(-1, old))
-            self._changes.append(_outcome_change(1, new))
         self.recent.put(handles[changed], new)
+        if not self._waits:
+            return
+        apart = ~new["joined"] & ~self._timely(new["outcome_time"] - new["prediction_time"])
+        self._changes.append(_outcome_change(-1, old))
+        self._changes.append(_outcome_change(1, new[~apart]))
+        if apart.any():
+            self._take_apart(rows.key[source[apart]], handles[changed][apart], new[apart])
+
+    def _take_apart(self, keys: Keys, handles: Ints, pairs: Records) -> None:
+        """A prediction turned out to be too early for its outcome: it waits again."""
+        self.counts.joined -= len(pairs)
+        self.counts.expired_outcomes += len(pairs)
+        self.recent.remove(handles)
+        records = np.zeros(len(pairs), self.pending.dtype)
+        records["deadline"] = pairs["prediction_time"] + self._limits.outcome_ttl_ms
+        records["kind"] = _WAITS_AS_PREDICTION
+        for name in ("cell", "digest", "p"):
+            records[name] = pairs[name]
+        self.pending.insert(keys, records)
+        for key in keys.tolist() if self._task.texts else ():
+            hypothesis, _ = self._pair_texts.pop(key, ("", ""))
+            self._waiting_texts[key, _WAITS_AS_PREDICTION] = hypothesis
+
+    def _timely(self, delay: Ints) -> Bools:
+        return (delay <= self._limits.outcome_ttl_ms) & (delay >= -self._limits.outcome_wait_ms)
 
     def _drop_untimely(self, rows: _Rows) -> None:
-        delay = rows.outcome_time - rows.prediction_time
         untimely = (
             rows.has_prediction
             & rows.has_outcome
             & ~rows.joined
-            & ((delay > self._limits.outcome_ttl_ms) | (delay < -self._limits.outcome_wait_ms))
+            & ~self._timely(rows.outcome_time - rows.prediction_time)
         )
         if untimely.any():
             rows.has_outcome[untimely] = False
@@ -420,6 +420,8 @@ class Join:
         pairs["prediction_time"] = rows.prediction_time
         pairs["outcome_time"] = rows.outcome_time
         pairs["cell"] = rows.cell
+        pairs["joined"] = rows.joined
+        pairs["digest"] = rows.digest
         pairs["p"] = rows.predictions
         pairs["o"] = rows.outcomes
         if self._waits:
@@ -428,9 +430,8 @@ class Join:
         if remember:
             self.recent.insert(rows.key, pairs)
             if texts is not None:
-                every = np.arange(len(rows))
-                self._keep(rows.key, texts, every, _WAITS_AS_PREDICTION)
-                self._keep(rows.key, texts, every, _WAITS_AS_OUTCOME)
+                for key, p, o in zip(rows.key.tolist(), texts.predictions, texts.outcomes, strict=True):
+                    self._pair_texts[key] = (p or "", o or "")
 
     def _wait(self, rows: _Rows, texts: Texts | None, waits: Bools) -> None:
         """Remember incomplete rows until their other part comes or their wait ends."""
@@ -445,6 +446,7 @@ class Join:
             records["deadline"] = time[at] + patience
             records["cell"] = rows.cell[at]
             records["kind"] = kind
+            records["digest"] = rows.digest[at]
             records["p"] = rows.predictions[at]
             records["o"] = rows.outcomes[at]
             self.pending.insert(rows.key[at], records)
@@ -454,22 +456,19 @@ class Join:
     # texts ---------------------------------------------------------------------------------------
 
     def _keep(self, keys: Keys, texts: Texts, at: Ints, kind: int) -> None:
-        source: Sequence[str | None] = texts.outcomes if kind == _WAITS_AS_OUTCOME else texts.predictions
+        source = texts.outcomes if kind == _WAITS_AS_OUTCOME else texts.predictions
         for i in at.tolist():
-            self._texts[int(keys[i]), kind] = source[i] or ""
+            self._waiting_texts[int(keys[i]), kind] = source[i] or ""
 
     def _recall(self, keys: Keys, texts: Texts, at: Ints, kind: int) -> None:
         target = texts.outcomes if kind == _WAITS_AS_OUTCOME else texts.predictions
-        if not isinstance(target, list):
-            raise TypeError("texts of a batch must be lists")
         for i in at.tolist():
-            target[i] = self._texts.get((int(keys[i]), kind))
+            target[i] = self._waiting_texts.get((int(keys[i]), kind))
 
     def _forget_texts(self, keys: Keys) -> None:
         if self._task.texts:
-            for key in keys.tolist():
-                self._texts.pop((key, _WAITS_AS_PREDICTION), None)
-                self._texts.pop((key, _WAITS_AS_OUTCOME), None)
+            for key in keys[self.recent.find(keys) < 0].tolist():
+                self._pair_texts.pop(key, None)
 
 
 def _outcome_change(sign: int, pairs: Records) -> OutcomeChange:
@@ -483,41 +482,16 @@ def _outcome_change(sign: int, pairs: Records) -> OutcomeChange:
     )
 
 
-_Order = list[NDArray[np.int64]]
-"""Columns to compare events by, most significant first."""
+def _fields(records: Records) -> list[_Column]:
+    """Contents of records as columns, in the order in which they decide between conflicts."""
+    return [records[name] for name in records.dtype.names or ()]
 
 
-def _order_of_predictions(time: Ints, cell: Ints, records: Records, digests: NDArray[np.uint64]) -> _Order:
-    return [time, digests[cell], *(records[name] for name in records.dtype.names or ())]
-
-
-def _order_of_outcomes(time: Ints, records: Records) -> _Order:
-    return [time, *(records[name] for name in records.dtype.names or ())]
-
-
-def _prediction_order(rows: _Rows, digests: NDArray[np.uint64]) -> _Order:
-    return _order_of_predictions(rows.prediction_time, rows.cell, rows.predictions, digests)
-
-
-def _outcome_order(rows: _Rows) -> _Order:
-    return _order_of_outcomes(rows.outcome_time, rows.outcomes)
-
-
-def _smaller(left: _Order, right: _Order) -> Bools:
-    """Row by row: is left smaller than right in lexicographic order?"""
+def _smaller(left: list[_Column], right: list[_Column]) -> Bools:
+    """Row by row: is left smaller than right in lexicographic order, the first column first?"""
     smaller = np.zeros(len(left[0]), np.bool_)
     equal = np.ones(len(left[0]), np.bool_)
     for a, b in zip(left, right, strict=True):
         smaller |= equal & (a < b)
         equal &= a == b
     return smaller
-
-
-def _first_per_group(group: Ints, rows: Ints, order: _Order) -> Ints:
-    """Of each group the row that comes first in ``order``, looking at ``rows`` only."""
-    if np.bincount(group[rows]).max(initial=0) <= 1:
-        return rows
-    keys = [column[rows] for column in reversed(order)]
-    ranked = rows[np.lexsort([*keys, group[rows]])]
-    starts = np.concatenate(([True], group[ranked][1:] != group[ranked][:-1]))
-    return ranked[starts]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, TypeGuard
 
+import xxhash
 from pydantic_core import from_json
 
 from monitor.events import Contract, Joined, Outcome, Predicted, validate
@@ -93,14 +94,13 @@ class ModelReader:
         """Names of the task's outcome fields."""
         return tuple(f.name for f in self.task.fields if f.block == "outcome")
 
-    def cell(self, attributes: Mapping[str, object], version: str | None) -> int:
-        """Number of the cell with these attributes; raises :class:`Rejected`."""
-        return self.intern(
-            tuple(
-                a.read(version if a.name == MODEL_VERSION else attributes.get(a.name))
-                for a in self.attributes
-            )
+    def cell(self, attributes: Mapping[str, object], version: str | None) -> tuple[int, int]:
+        """Number of the cell with these attributes, and a hash of them; raises :class:`Rejected`."""
+        values = tuple(
+            a.read(version if a.name == MODEL_VERSION else attributes.get(a.name)) for a in self.attributes
         )
+        digest = xxhash.xxh3_64_intdigest("\x1f".join(values).encode("utf-8", "surrogatepass"))
+        return self.intern(values), digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class Acceptance:
     outcome_time: int | None
     weight: float
     cell: int
+    digest: int
     fields: Mapping[str, object]
 
 
@@ -257,11 +258,11 @@ class Judge:
         return self._accept(model, event, arrival_ms)
 
     def _accept(self, model: ModelReader, event: object, arrival_ms: int) -> Acceptance:
-        cell, weight = 0, 1.0
+        cell, digest, weight = 0, 0, 1.0
         prediction_time = outcome_time = None
         if isinstance(event, Predicted):
             prediction_time = int(event.time)
-            cell = model.cell(event.attributes, event.model_version)
+            cell, digest = model.cell(event.attributes, event.model_version)
             if model.weight_bound:
                 if event.weight is not None and event.sampling_fraction is not None:
                     raise Rejected(Reason.WRONG_TYPE, "give weight or sampling_fraction, not both")
@@ -287,6 +288,7 @@ class Judge:
             outcome_time,
             weight,
             cell,
+            digest,
             fields,
         )
 

@@ -242,11 +242,6 @@ def test_batch_boundaries_change_no_count(events: list[Event]) -> None:
     ("first", "second"),
     [
         pytest.param(
-            [outcome(0, 0), outcome(4), prediction(11)],
-            [outcome(4), prediction(11), outcome(0, 0)],
-            id="the earlier outcome is too early",
-        ),
-        pytest.param(
             [prediction(0), prediction(4), outcome(21)],
             [prediction(4), outcome(21), prediction(0)],
             id="the outcome is too late for the earlier prediction",

@@ -145,6 +145,7 @@ def batch(events: list[Event]) -> EventBatch:
         key=np.array([0 if e.id is None else e.id + 1 for e in events], np.uint64),
         has_id=np.array([e.id is not None for e in events], np.bool_),
         cell=np.array([x[1] for x in p], np.int64),
+        digest=DIGESTS[[x[1] for x in p]],
         has_prediction=np.array([e.prediction is not None for e in events], np.bool_),
         has_outcome=np.array([e.outcome is not None for e in events], np.bool_),
         prediction_time=np.array([x[0] for x in p], np.int64),
@@ -163,7 +164,7 @@ class Sums:
         self.outcomes: Counter[tuple[int, ...]] = Counter()
 
     def take(self, events: list[Event]) -> None:
-        for change in self.join.step(batch(events), DIGESTS):
+        for change in self.join.step(batch(events)):
             columns: list[Any] = [change.time, change.cell]
             target = self.predictions
             if isinstance(change, OutcomeChange):
@@ -331,9 +332,9 @@ def test_the_newest_pairs_are_remembered_up_to_the_limit() -> None:
         n = min(50_000, pairs - start)
         part = batch([Event(0, (50, 0, 1), (51, 1))] * n)
         part.key[:] = np.arange(start, start + n, dtype=np.uint64) * MIX
-        join.step(part, DIGESTS)
+        join.step(part)
     join.expire(60)
     repeated = batch([Event(0, (50, 0, 1), (51, 1))])
     repeated.key[:] = np.array([pairs - limit + 100], np.uint64) * MIX
-    join.step(repeated, DIGESTS)
+    join.step(repeated)
     assert join.counts.duplicates == 1

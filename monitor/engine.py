@@ -21,7 +21,7 @@ from monitor.batch import Bools, EventBatch
 from monitor.cells import AttributeCap, Cell, CellDictionary, CellSums, CellTable
 from monitor.gap_names import GapSpec
 from monitor.gaps import Gap, evaluate
-from monitor.groups import GroupIndex, Grouping, GroupTable, MetricTable, MetricValues
+from monitor.groups import GroupIndex, Grouping, GroupTable, MetricTable, MetricValues, gated
 from monitor.join import Join, JoinCounts, JoinLimits, OutcomeChange
 from monitor.release import group_row
 from monitor.tasks.base import DELAY, EXPIRED, OUTCOMES, PREDICTIONS, Ints, Scatter, Task
@@ -75,7 +75,6 @@ class ModelEngine:
     def __init__(self, spec: ModelSpec, time: TimeSpec) -> None:
         self.spec = spec
         self._bucket_ms = time.bucket_ms
-        names = [a.name for a in spec.attributes]
         self.cells = CellDictionary(spec.attributes, spec.max_cells)
         waits = any(f.block == "outcome" for f in spec.task.fields)
         self._join = Join(spec.task, spec.join, waits_for_outcome=waits)
@@ -84,11 +83,9 @@ class ModelEngine:
         self.windows = {label: Window(label, length, time.bucket_ms, width) for label, length in spec.windows}
         self._open: dict[int, CellTable] = {}
         self._next: int | None = None
-        self._metrics = MetricTable(spec.task, spec.min_support, spec.min_group_size)
-        self._indexes: dict[Grouping, GroupIndex] = {
-            g: GroupIndex(names, g)
-            for g in [*spec.groupings, *(r.gap.groups for r in spec.rules), *(g.groups for g in spec.gaps)]
-        }
+        self._metrics = MetricTable(spec.task, spec.min_support)
+        self._indexes: dict[Grouping, GroupIndex] = {}
+        self._shown: dict[str, tuple[int, dict[Grouping, GroupTable]]] = {}
         self._rules: dict[str, list[RuleMonitor]] = {label: [] for label in self.windows}
         for rule in spec.rules:
             self._rules[rule.window].append(RuleMonitor(rule, time.bucket_ms))
@@ -224,17 +221,27 @@ class ModelEngine:
         )
         return index.table(self.cells.cells, window.total.sums)
 
+    def _tables(self, window: Window) -> Mapping[Grouping, GroupTable]:
+        """All group tables of a window as they may be shown; kept until its sums change."""
+        known = self._shown.get(window.label)
+        if known is None or known[0] != window.changes:
+            groupings = dict.fromkeys([(), *self.spec.groupings])
+            tables = gated([self._group_table(window, g) for g in groupings], self.spec.min_group_size)
+            known = self._shown[window.label] = (window.changes, {t.grouping: t for t in tables})
+        return known[1]
+
     def _gaps(self, window: Window, spec: GapSpec, min_support: int | None = None) -> list[Gap]:
-        table = self._group_table(window, (*spec.groups, *spec.strata))
-        return evaluate(spec, table, window.total.sums.sum(axis=0), self._metrics, min_support)
+        table = self._tables(window)[tuple(spec.groups)]
+        strata = self._group_table(window, (*spec.groups, *spec.strata)) if spec.strata else None
+        everybody = window.total.sums.sum(axis=0)
+        return evaluate(spec, table, everybody, self._metrics, min_support, strata)
 
     def report(self) -> list[WindowReport]:
         """Group values and gaps of every window, as of the last closed time bucket."""
         reports = []
         for label, window in self.windows.items():
             rows = []
-            for grouping in [(), *self.spec.groupings]:
-                table = self._group_table(window, grouping)
+            for table in self._tables(window).values():
                 for metric in self.spec.metrics:
                     rows += _rows(self.spec.name, label, table, self._metrics.of_groups(metric, table))
             gaps = [gap for spec in self.spec.gaps for gap in self._gaps(window, spec)]

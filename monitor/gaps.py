@@ -16,7 +16,7 @@ import numpy as np
 
 from monitor.batch import Bools
 from monitor.gap_names import GapSpec
-from monitor.groups import GroupTable, MetricTable, MetricValues, merge_groups
+from monitor.groups import GroupTable, MetricTable, MetricValues
 from monitor.names import Status
 from monitor.tasks.base import Floats, Ints
 
@@ -38,18 +38,25 @@ class Gap:
 
 
 def evaluate(
-    spec: GapSpec, table: GroupTable, everybody: Ints, metrics: MetricTable, min_support: int | None = None
+    spec: GapSpec,
+    table: GroupTable,
+    everybody: Ints,
+    metrics: MetricTable,
+    min_support: int | None = None,
+    strata: GroupTable | None = None,
 ) -> list[Gap]:
     """The gaps that ``spec`` names, over the groups of ``table``.
 
     Parameters
     ----------
     table
-        The groups of ``spec.groups``; of ``spec.groups + spec.strata`` where the gap has strata.
+        The groups of ``spec.groups``.
     everybody
         Sums over all cells, shape (statistics,).
     min_support
         Least number of events each side must rest on; by default that of ``metrics``.
+    strata
+        The groups of ``spec.groups + spec.strata``, for a gap with strata.
 
     Returns
     -------
@@ -57,8 +64,8 @@ def evaluate(
     several metrics (equalized odds) the worst counts: the largest difference, the smallest ratio;
     undefined when one of them is.
     """
-    if spec.strata:
-        return _conditional(spec, table, metrics, min_support)
+    if strata is not None:
+        return _conditional(spec, table, strata, metrics, min_support)
     per_metric = [_evaluate_metric(spec, m, table, everybody, metrics, min_support) for m in spec.metrics]
     if len(per_metric) == 1:
         return per_metric[0]
@@ -95,7 +102,7 @@ def _evaluate_metric(
 
 
 def _conditional(
-    spec: GapSpec, table: GroupTable, metrics: MetricTable, min_support: int | None
+    spec: GapSpec, table: GroupTable, fine: GroupTable, metrics: MetricTable, min_support: int | None
 ) -> list[Gap]:
     """Conditional demographic disparity of each group d.
 
@@ -103,30 +110,27 @@ def _conditional(
     events of a stratum; a share of nobody is 0. Source: SageMaker Clarify, CDDPL.
     """
     width = len(spec.groups)
-    groups = sorted({g[:width] for g in table.groups})
-    strata = sorted({g[width:] for g in table.groups})
-    shape = (len(groups), len(strata))
-    selected, total = np.zeros(shape), np.zeros(shape)
-    values = metrics.of_sums(spec.metrics[0], table.sums)
+    groups = list(table.groups)
+    parts = sorted({g[width:] for g in fine.groups})
+    selected, total = np.zeros((len(groups), len(parts))), np.zeros((len(groups), len(parts)))
+    values = metrics.of_sums(spec.metrics[0], fine.sums)
     if values.numerator is None or values.denominator is None:
         raise TypeError(f"{spec.metrics[0]} is not a share")
-    for i, group in enumerate(table.groups):
-        at = groups.index(group[:width]), strata.index(group[width:])
+    for i, group in enumerate(fine.groups):
+        at = groups.index(group[:width]), parts.index(group[width:])
         selected[at], total[at] = float(values.numerator[i]), float(values.denominator[i])
-    own = GroupTable(
-        spec.groups, groups, merge_groups(table.sums, [groups.index(g[:width]) for g in table.groups])
-    )
-    status = metrics.of_groups(spec.metrics[0], own, min_support)
+    status = metrics.of_groups(spec.metrics[0], table, min_support)
     rejected = total - selected
     with np.errstate(divide="ignore", invalid="ignore"):
         out = np.nan_to_num(rejected / rejected.sum(axis=0))
         taken = np.nan_to_num(selected / selected.sum(axis=0))
     disparity = ((out - taken) * total.sum(axis=0)).sum(axis=1) / total.sum()
     gaps = []
-    for i in np.flatnonzero(own.comparable).tolist():
-        fine = status.status[i] is Status.OK
-        value = float(disparity[i]) if fine else None
-        gaps.append(Gap(spec, value, (own.named(i), None), int(status.support[i]), status.status[i]))
+    for i in np.flatnonzero(table.comparable).tolist():
+        hidden = status.status[i] is Status.SUPPRESSED
+        value = float(disparity[i]) if status.status[i] is Status.OK else None
+        support = 0 if hidden else int(status.support[i])
+        gaps.append(Gap(spec, value, (table.named(i), None), support, status.status[i]))
     return gaps
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,19 @@ from monitor.batch import Bools
 from monitor.cells import Cell
 from monitor.names import OTHER, UNKNOWN, Status
 from monitor.release import withheld
-from monitor.tasks.base import OUTCOMES, PREDICTIONS, Floats, Form, Ints, Metric, Statistic, Sums, Task
+from monitor.tasks.base import (
+    EXPIRED,
+    OUTCOMES,
+    PREDICTIONS,
+    Block,
+    Floats,
+    Form,
+    Ints,
+    Metric,
+    Statistic,
+    Sums,
+    Task,
+)
 
 Grouping = tuple[str, ...]
 """The attributes that define groups: one, or several for an intersection; () is everybody."""
@@ -24,12 +36,14 @@ class GroupTable:
 
     ``groups[i]`` holds one value per attribute of the grouping. Groups are in sorted order.
     ``comparable[i]`` is false for groups with a value ``unknown`` or ``other``: they are shown, and
-    left out of gaps.
+    left out of gaps. ``withheld`` says for each block of statistics which groups are too small to show
+    (see :func:`monitor.release.withheld`); none where it is left out.
     """
 
     grouping: Grouping
     groups: Sequence[Cell]
     sums: Ints
+    withheld: Mapping[Block, Bools] = field(default_factory=dict)
 
     @property
     def comparable(self) -> Bools:
@@ -39,13 +53,6 @@ class GroupTable:
     def named(self, group: int) -> dict[str, str]:
         """A group as ``{attribute: value}``."""
         return dict(zip(self.grouping, self.groups[group], strict=True))
-
-
-def merge_groups(sums: Ints, into: Sequence[int]) -> Ints:
-    """Rows added up: row i of ``sums`` goes to row ``into[i]``."""
-    merged = np.zeros((max(into, default=-1) + 1, sums.shape[1]), sums.dtype)
-    np.add.at(merged, np.array(into, np.int64), sums)
-    return merged
 
 
 class GroupIndex:
@@ -82,6 +89,29 @@ class GroupIndex:
         self._of_cell = np.concatenate([self._of_cell, fresh])
 
 
+def gated(tables: Sequence[GroupTable], min_group_size: int) -> list[GroupTable]:
+    """All group tables that are shown side by side, with what they must withhold.
+
+    For the prediction block a group's people are its predictions. For the outcome block they are
+    those whose outcome arrived or expired, and a group too small for the one is for the other.
+    """
+    if min_group_size <= 1:
+        return list(tables)
+    predictions = {t.grouping: (t.groups, t.sums[:, PREDICTIONS]) for t in tables}
+    settled = {t.grouping: (t.groups, t.sums[:, OUTCOMES] + t.sums[:, EXPIRED]) for t in tables}
+    few, unsettled = withheld(predictions, min_group_size), withheld(settled, min_group_size)
+    return [
+        replace(
+            t,
+            withheld={
+                "prediction": few[t.grouping],
+                "outcome": few[t.grouping] | unsettled[t.grouping],
+            },
+        )
+        for t in tables
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class MetricValues:
     """One metric of n groups. ``value`` is NaN where the status has none to show.
@@ -114,18 +144,17 @@ def combine(sums: Ints, form: Form, index: Mapping[str, int]) -> Ints:
 class MetricTable:
     """Values of a task's metrics from group sums."""
 
-    def __init__(self, task: Task, min_support: int, min_group_size: int) -> None:
-        self._min_group_size = min_group_size
+    def __init__(self, task: Task, min_support: int) -> None:
         self._statistics: Sequence[Statistic] = task.statistics
         self._index = {s.name: i for i, s in enumerate(task.statistics)}
         self.metrics = task.metrics
         self.min_support = min_support
 
     def of_groups(self, name: str, table: GroupTable, min_support: int | None = None) -> MetricValues:
-        """The metric ``name`` of each group; groups that must be withheld have status ``suppressed``."""
+        """The metric ``name`` of each group; groups that are withheld have status ``suppressed``."""
         values = self.of_sums(name, table.sums, min_support)
-        hidden = withheld(table.groups, values.support, self._min_group_size)
-        if not hidden.any():
+        hidden = table.withheld.get(values.metric.block)
+        if hidden is None or not hidden.any():
             return values
         status = [
             Status.SUPPRESSED if hide else s for s, hide in zip(values.status, hidden.tolist(), strict=True)

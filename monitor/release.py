@@ -1,9 +1,8 @@
 """The one gate through which group numbers leave: groups too small to show are withheld.
 
-A number about fewer than ``min_group_size`` people is withheld, and so is any number from which it
-could be found by subtraction: the groups of an attribute add up to their parent, so when the withheld
-groups of one parent together hold fewer than ``min_group_size`` people, or only one group is
-withheld, the next smallest goes with them.
+Numbers of a group with fewer than ``min_group_size`` people are withheld, and so are those of other
+groups from which they could be found by subtraction: the groups of a grouping add up to the groups of
+every coarser one and to everybody.
 """
 
 from __future__ import annotations
@@ -17,52 +16,140 @@ from numpy.typing import NDArray
 from monitor.names import Status
 from monitor.tasks.base import Ints
 
+Grouping = tuple[str, ...]
+Group = tuple[str, ...]
+_MOST_SUMS = 1000
+Supports = Mapping[Grouping, tuple[Sequence[Group], Ints]]
+"""For each grouping its groups, one value per attribute, and the people in each, shape (n,)."""
 
-def withheld(groups: Sequence[tuple[str, ...]], support: Ints, min_group_size: int) -> NDArray[np.bool_]:
-    """Which groups of one grouping may not be shown.
+
+def withheld(tables: Supports, min_group_size: int) -> dict[Grouping, NDArray[np.bool_]]:
+    """Which groups of each grouping may not be shown, given all groupings that are.
+
+    Every group of a coarser grouping is the sum of groups of each finer one. As long as such a sum
+    is shown, the groups withheld inside it must be at least two and together at least
+    ``min_group_size`` people; else the smallest group beside them goes too, and when there is none the
+    sum itself. What is left is checked as one system of equations: while it determines a group
+    that is too small, more goes. Where there are more than 1,000 sums that check would take too long:
+    then an intersection with a group that is too small is withheld whole.
 
     Parameters
     ----------
-    groups
-        One value per attribute of the grouping for each of n groups.
-    support
-        People (events) behind each group's number, shape (n,).
+    tables
+        All groupings whose numbers are shown; ``()`` is everybody. A group with nobody in it has no
+        number to protect.
     min_group_size
-        Numbers about fewer people than this are not shown; 1 shows everything. A group with nobody
-        in it has no number to protect.
+        Groups of fewer people are withheld; 1 shows everything.
 
     Examples
     --------
-    >>> withheld([("a",), ("b",), ("c",)], np.array([4, 90, 50]), 10)
+    >>> a, everybody = [("a",), ("b",), ("c",)], [()]
+    >>> tables = {("x",): (a, np.array([4, 90, 50])), (): (everybody, np.array([144]))}
+    >>> withheld(tables, 10)[("x",)]
     array([ True, False,  True])
     """
-    hidden = (support > 0) & (support < min_group_size)
-    if not hidden.any():
-        return np.asarray(hidden, np.bool_)
-    families = _families(groups)
+    people = np.concatenate([np.zeros(0, np.int64), *(np.asarray(s, np.int64) for _, s in tables.values())])
+    hidden = (people > 0) & (people < min_group_size)
+    small = np.flatnonzero(hidden)
+    if small.size:
+        sums = _sums(tables, people)
+        if len(sums) > _MOST_SUMS:
+            _hide_intersections(tables, hidden)
+        while True:
+            _cover(sums, people, hidden, min_group_size)
+            determined = _determined(sums, hidden) if len(sums) <= _MOST_SUMS else set()
+            found = [g for g in small.tolist() if g in determined]
+            if not found or not _hide_beside(found[0], sums, people, hidden):
+                break
+    masks, start = {}, 0
+    for grouping, (groups, _) in tables.items():
+        masks[grouping] = np.asarray(hidden[start : start + len(groups)], np.bool_)
+        start += len(groups)
+    return masks
+
+
+def _sums(tables: Supports, people: Ints) -> list[tuple[int, Ints]]:
+    """Groups and those they are the sum of, as numbers over all tables; nobody is left out."""
+    first, start = {}, 0
+    for grouping, (groups, _) in tables.items():
+        first[grouping] = start
+        start += len(groups)
+    sums = []
+    for coarse, (parents, _) in tables.items():
+        for fine, (children, _) in tables.items():
+            if not set(coarse) < set(fine):
+                continue
+            positions = [fine.index(a) for a in coarse]
+            inside: dict[Group, list[int]] = {}
+            for i, child in enumerate(children):
+                if people[first[fine] + i] > 0:
+                    inside.setdefault(tuple(child[p] for p in positions), []).append(first[fine] + i)
+            for i, parent in enumerate(parents):
+                if parent in inside:
+                    sums.append((first[coarse] + i, np.array(inside[parent], np.int64)))
+    return sums
+
+
+def _hide_intersections(tables: Supports, hidden: NDArray[np.bool_]) -> None:
+    start = 0
+    for grouping, (groups, _) in tables.items():
+        end = start + len(groups)
+        if len(grouping) > 1 and hidden[start:end].any():
+            hidden[start:end] = True
+        start = end
+
+
+def _cover(
+    sums: Sequence[tuple[int, Ints]], people: Ints, hidden: NDArray[np.bool_], min_group_size: int
+) -> None:
+    """Hide more until no single sum gives a group away."""
     changed = True
     while changed:
         changed = False
-        for family in families:
-            out = family[hidden[family]]
-            if not out.size or (out.size > 1 and int(support[out].sum()) >= min_group_size):
-                continue
-            shown = family[~hidden[family] & (support[family] > 0)]
-            if shown.size:
-                hidden[shown[np.argmin(support[shown])]] = True
+        for parent, children in sums:
+            out = children[hidden[children]]
+            left = children[~hidden[children]]
+            if hidden[parent]:
+                exposed = out.size == 0
+            else:
+                exposed = out.size > 0 and (out.size == 1 or int(people[out].sum()) < min_group_size)
+            if exposed:
+                hidden[left[np.argmin(people[left])] if left.size else parent] = True
                 changed = True
-    return np.asarray(hidden, np.bool_)
 
 
-def _families(groups: Sequence[tuple[str, ...]]) -> list[Ints]:
-    """Groups that add up to one parent: everybody, or alike in all attributes but one."""
-    found: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-    for i, group in enumerate(groups):
-        for attribute in range(len(group)):
-            parent = (*group[:attribute], *group[attribute + 1 :])
-            found.setdefault((attribute, parent), []).append(i)
-    everybody = np.arange(len(groups))
-    return [everybody, *(np.array(members, np.int64) for members in found.values())]
+def _determined(sums: Sequence[tuple[int, Ints]], hidden: NDArray[np.bool_]) -> set[int]:
+    """Hidden groups whose number follows from all sums together."""
+    unknown = np.flatnonzero(hidden)
+    column = {g: i for i, g in enumerate(unknown.tolist())}
+    rows = []
+    for parent, children in sums:
+        row = np.zeros(len(unknown))
+        for group in children[hidden[children]].tolist():
+            row[column[group]] = 1.0
+        if hidden[parent]:
+            row[column[parent]] = -1.0
+        if row.any():
+            rows.append(row)
+    if not rows:
+        return set()
+    _, strengths, basis = np.linalg.svd(np.array(rows), full_matrices=False)
+    basis = basis[strengths > 1e-9]
+    return set(unknown[(basis**2).sum(axis=0) > 1 - 1e-9].tolist())
+
+
+def _hide_beside(
+    group: int, sums: Sequence[tuple[int, Ints]], people: Ints, hidden: NDArray[np.bool_]
+) -> bool:
+    """Hide the smallest group shown in a sum with ``group``, or anywhere; False when none is left."""
+    beside = [g for parent, children in sums if group in children for g in (parent, *children.tolist())]
+    anywhere = [g for parent, children in sums for g in (parent, *children.tolist())]
+    for candidates in (beside, anywhere):
+        shown_still = [g for g in candidates if not hidden[g]]
+        if shown_still:
+            hidden[min(shown_still, key=lambda g: (int(people[g]), g))] = True
+            return True
+    return False
 
 
 def shown(value: float, status: Status) -> float | None:

@@ -32,6 +32,7 @@ class Window:
             raise ValueError(f"window {label} is not a multiple of its step of {self.step_ms} ms")
         self.total = CellTable(1, statistics)
         self.end: int | None = None
+        self.changes = 0
         self._steps: deque[tuple[int, CellSums]] = deque()
         self._open: CellSums | None = None
         self._open_start: int | None = None
@@ -69,4 +70,5 @@ class Window:
                 self.total.include(self._steps.popleft()[1], -1)
                 changed = True
         self.end = end
+        self.changes += changed
         return changed

@@ -93,9 +93,14 @@ class CellDictionary:
         waiting = ~self._is_admitted[cells]
         if not waiting.any():
             return
-        fresh = dict(zip(cells[waiting].tolist(), events[waiting].tolist(), strict=True))
-        for attribute in range(len(self.attributes)):
-            self._admit_values(attribute, cells, events, fresh)
+        numbers = cells[waiting]
+        fresh = dict(zip(numbers.tolist(), events[waiting].tolist(), strict=True))
+        everything = [self._admit_values(i, cells, events, fresh) for i in range(len(self.attributes))]
+        if all(everything) and self.admitted + len(fresh) <= self.max_cells:
+            self._is_admitted[numbers] = True
+            self._folded_to[numbers] = numbers
+            self.admitted += len(fresh)
+            return
         wanted: dict[Cell, int] = {}
         for cell, count in fresh.items():
             values = self._after_folding(cell)
@@ -136,11 +141,13 @@ class CellDictionary:
         self._folded_to[number] = number
         return number
 
-    def _admit_values(self, attribute: int, cells: Ints, events: Ints, fresh: Iterable[int]) -> None:
+    def _admit_values(self, attribute: int, cells: Ints, events: Ints, fresh: Iterable[int]) -> bool:
+        """Admit values of an attribute; return whether there was room for every one."""
         known = self._values[attribute]
         candidates = sorted({v for c in fresh if not known.get(v := self.cells[c][attribute])})
         room = self._cap(attribute) - self._admitted_values[attribute]
-        if len(candidates) > room:
+        fits = len(candidates) <= room
+        if not fits:
             per_value: dict[str, int] = {}
             for cell, count in zip(cells.tolist(), events.tolist(), strict=True):
                 value = self.cells[cell][attribute]
@@ -149,6 +156,7 @@ class CellDictionary:
         for value in candidates:
             known[value] = True
         self._admitted_values[attribute] += len(candidates)
+        return fits
 
     def _after_folding(self, cell: int) -> Cell:
         return tuple(v if self._values[i].get(v) else OTHER for i, v in enumerate(self.cells[cell]))
@@ -179,6 +187,15 @@ def _heaviest(per_value: Mapping[str, int], candidates: set[str], room: int, cap
     nominated = [v for v, _ in sketch.most_common(len(per_value)) if v in candidates]
     heavy = [v for v in nominated if per_value[v] >= share * total]
     return sorted(heavy, key=lambda v: (-per_value[v], v))[:room]
+
+
+def add_rows(sums: Ints, into: Ints, rows: Ints) -> None:
+    """Add row i of ``rows`` to row ``into[i]`` of ``sums``, repeats included; exact.
+
+    One flat index is several times quicker than ``np.add.at`` over rows.
+    """
+    width = sums.shape[1]
+    np.add.at(sums.reshape(-1), (into[:, None] * width + np.arange(width)).reshape(-1), rows.reshape(-1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +262,7 @@ class CellTable:
             return CellSums(touched, rows)
         cells, inverse = np.unique(target, return_inverse=True)
         sums = np.zeros((len(cells), rows.shape[1]), rows.dtype)
-        np.add.at(sums, inverse, rows)
+        add_rows(sums, inverse, rows)
         return CellSums(cells, sums)
 
     def _count(self, events: int) -> None:

@@ -246,8 +246,8 @@ def demo(
 
 @app.command()
 def bench(
-    events: Annotated[int, typer.Option(min=10_000, help="events in the file")] = 400_000,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of every loop; the best counts")] = 3,
+    events: Annotated[int, typer.Option(min=10_000, help="events in the file")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of every loop; the best counts")] = 2,
     output: Annotated[
         OutputFormat, typer.Option("--format", "-f", help="how to print the result")
     ] = OutputFormat.TABLE,

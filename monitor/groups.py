@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.batch import Bools
-from monitor.cells import Cell
+from monitor.cells import Cell, add_rows
 from monitor.names import OTHER, UNKNOWN, Status
 from monitor.release import withheld
 from monitor.tasks.base import (
@@ -70,7 +70,7 @@ class GroupIndex:
         self._extend(cells)
         rows = min(len(totals), len(cells))
         sums = np.zeros((len(self._groups), totals.shape[1]), totals.dtype)
-        np.add.at(sums, self._of_cell[:rows], totals[:rows])
+        add_rows(sums, self._of_cell[:rows], totals[:rows])
         present = np.flatnonzero((sums != 0).any(axis=1)).tolist()
         present.sort(key=lambda i: self._groups[i])
         return GroupTable(self.grouping, [self._groups[i] for i in present], sums[present])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -71,9 +71,8 @@ class Columns:
         return [None if None in row else "/".join(map(str, row)) for row in zip(*parts, strict=True)]
 
     def _take(self, place: str) -> list[Any]:
-        get = attrgetter(place)
         try:
-            return list(map(get, self._events))
+            return _getter(place)(self._events)
         except AttributeError:  # an object on the way is null or absent
             return [_deep(event, place) for event in self._events]
 
@@ -132,6 +131,19 @@ def _typed(column: list[Any]) -> list[Any]:
         (type(v), v) if isinstance(v, bool) or (isinstance(v, int | float) and abs(v) >= 2**63) else v
         for v in column
     ]
+
+
+@cache
+def _getter(place: str) -> Callable[[list[Any]], list[Any]]:
+    """A function that takes one field out of every event.
+
+    The interpreter specialises a written-out attribute, which ``attrgetter`` is not: it is twice as
+    quick. ``place`` is made of numbered names (``f3.f0``), never of anything a user wrote.
+    """
+    if re.fullmatch(r"f[0-9]+(\.f[0-9]+)*", place) is None:
+        raise ValueError(f"{place} is not a place in a record")
+    get: Callable[[list[Any]], list[Any]] = eval(f"lambda events: [e.{place} for e in events]")
+    return get
 
 
 def _deep(event: object, place: str) -> object:

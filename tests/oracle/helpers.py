@@ -136,7 +136,8 @@ def values(task: Task, metric: Metric, table: Ints) -> Floats:
     """A metric's value for each row of the table; NaN where undefined."""
     if metric.formula is not None:
         return metric.formula(Sums(table, task.statistics))
-    assert metric.numerator is not None and metric.denominator is not None
+    assert metric.numerator is not None
+    assert metric.denominator is not None
     index = {s.name: i for i, s in enumerate(task.statistics)}
 
     def total(form: Mapping[str, int]) -> Floats:
@@ -173,7 +174,8 @@ def check(task: Task, rows: Rows, oracles: Mapping[str, Oracle], skip: Sequence[
             else:
                 assert abs(value - expected) <= TOLERANCE * max(1.0, abs(expected)), (name, value, expected)
                 assert events > 0, name
-        assert np.isnan(found[-1]) and on[-1] == 0, f"{name} of an empty group"
+        assert np.isnan(found[-1]), f"{name} of an empty group"
+        assert on[-1] == 0, f"{name} of an empty group"
 
 
 def over(numerator: float, denominator: float) -> float | None:

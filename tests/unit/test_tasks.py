@@ -68,7 +68,9 @@ class TestEveryTask:
         counts = {s.name for s in task.statistics if s.scale == 1 and not s.name.endswith("_weight")}
         for key, metric in task.metrics.items():
             assert key == metric.name
-            assert metric.definition and metric.undefined and metric.unit
+            assert metric.definition
+            assert metric.undefined
+            assert metric.unit
             assert set(metric.support) <= counts, "support is counted, never weighted"
 
     def test_every_statistic_is_fed_by_events(self, name: str, weight_bound: float | None) -> None:
@@ -146,7 +148,8 @@ def test_plain_binary_is_one_scatter() -> None:
     task = made("binary", None)
     predictions, outcomes = events(task, None)
     (scatter,) = task.outcome_sums(predictions, outcomes)
-    assert isinstance(scatter.value, int) and scatter.value == 1
+    assert isinstance(scatter.value, int)
+    assert scatter.value == 1
 
 
 def test_missing_scores_count_nowhere() -> None:
@@ -167,7 +170,8 @@ def test_digests_tell_texts_apart() -> None:
     records = task.prediction_records({"hypothesis": ["a", "b", "a", "\ud800", None]}, None)
     digests = records["digest"].tolist()
     assert digests[0] == digests[2] != digests[1]
-    assert min(digests[:4]) > 0 and digests[4] == 0
+    assert min(digests[:4]) > 0
+    assert digests[4] == 0
 
 
 def test_tasks_without_texts_do_not_compare_them() -> None:

@@ -143,8 +143,11 @@ class RuleMonitor:
         """Alerts that are pending or firing."""
         return [w.alert for w in self._watches.values() if w.alert is not None]
 
-    def observe(self, end: int, gaps: Sequence[Gap]) -> list[Transition]:
-        """The bucket that ends at ``end`` closed, and the rule's gaps are ``gaps``."""
+    def observe(self, end: int, gaps: Sequence[Gap], *, again: bool = False) -> list[Transition]:
+        """The bucket that ends at ``end`` closed, and the rule's gaps are ``gaps``.
+
+        ``again`` says that this bucket was counted before and only its gaps are news.
+        """
         transitions: list[Transition] = []
         seen = set()
         for gap in gaps:
@@ -153,7 +156,7 @@ class RuleMonitor:
             if gap.value is None:
                 self._cannot_tell(key)
             elif self.rule.breached_by(gap.value):
-                transitions += self._beyond(key, end, gap, gap.value)
+                transitions += self._beyond(key, end, gap, gap.value, again)
             else:
                 transitions += self._within(key, end)
         for key in self._watches.keys() - seen:
@@ -171,7 +174,7 @@ class RuleMonitor:
         transitions.sort(key=lambda t: (t.at, t.alert.fingerprint))
         return transitions
 
-    def _beyond(self, key: str, end: int, gap: Gap, value: float) -> list[Transition]:
+    def _beyond(self, key: str, end: int, gap: Gap, value: float, again: bool) -> list[Transition]:
         watch = self._watches.setdefault(key, _Watch())
         transitions = []
         if watch.alert is None:
@@ -182,7 +185,7 @@ class RuleMonitor:
         equality = 0.0 if self.rule.gap.kind == "difference" else 1.0
         if abs(value - equality) > abs(alert.worst - equality):
             alert.worst = value
-        watch.beyond += 1
+        watch.beyond += 0 if again and watch.beyond else 1
         if alert.state is AlertState.PENDING and watch.beyond >= self.rule.for_buckets:
             transitions.append(_fire(alert, end))
         return transitions

@@ -175,6 +175,17 @@ class ModelEngine:
                 window.end = until - until % window.step_ms
         return transitions
 
+    def settle(self, until: int) -> list[Transition]:
+        """The sources ended at ``until``: windows take in the step that has begun."""
+        transitions: list[Transition] = []
+        for label, window in self.windows.items():
+            if self._next is not None and window.settle(until):
+                for rule in self._rules[label]:
+                    transitions += rule.observe(
+                        until, self._gaps(window, rule.rule.gap, rule.rule.min_support)
+                    )
+        return transitions
+
     def _next_interesting(self) -> int:
         """The first time bucket from ``_next`` on whose closing changes anything."""
         candidates = [min(self._open, default=None)]
@@ -367,12 +378,15 @@ class Engine:
         return self._close(min(passed))
 
     def finish(self) -> list[Transition]:
-        """The sources ended: close every time bucket that holds events."""
+        """The sources ended: close every time bucket that holds events, and the steps of windows."""
         bucket = self.time.bucket_ms
         latest = [p.latest for p in self._partitions.values() if p.latest is not None]
         ends = [time - time % bucket + bucket for time in latest]
         ends += [end for m in self.models.values() if (end := m.last_open()) is not None]
-        return self._close(max(ends)) if ends else []
+        if not ends:
+            return []
+        until = max(ends)
+        return self._close(until) + [t for m in self.models.values() for t in m.settle(until)]
 
     def _close(self, until: int) -> list[Transition]:
         until -= until % self.time.bucket_ms

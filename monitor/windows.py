@@ -56,8 +56,16 @@ class Window:
         if closed is not None:
             self._open = closed if self._open is None else self._open.merge(closed)
             self._open_start = step
-        if end % self.step_ms:
-            return False
+        return self._take_in(end) if end % self.step_ms == 0 else False
+
+    def settle(self, end: int) -> bool:
+        """The events ended at ``end``: take in the step that has begun, too; return as :meth:`close`.
+
+        The window then holds the whole steps of [end - length, end) and the one that was cut short.
+        """
+        return self._take_in(end) if end % self.step_ms else False
+
+    def _take_in(self, end: int) -> bool:
         changed = False
         if self._open is not None and self._open_start is not None:
             self.total.include(self._open)

@@ -258,12 +258,15 @@ def test_a_closed_bucket_stays_closed() -> None:
 
 
 def test_a_window_holds_whole_steps() -> None:
-    """A 3h window slides by the hour, so the hour that has begun is not in it yet."""
+    """A 3h window slides by the hour: the hour that has begun is not in it until the events end."""
     run = Run(config())
     run.feed([event(m) for m in range(90)])
+    assert selected(run, "all") == 87
+    assert selected(run, "3h") == 60
     run.finish()
     assert selected(run, "all") == 90
-    assert selected(run, "3h") == 60
+    assert selected(run, "3h") == 90
+    assert {r.window: r.end for r in run.model.report()}["3h"] == START + 90 * MINUTE
 
 
 def test_nothing_at_all() -> None:

@@ -181,9 +181,8 @@ class ModelEngine:
         for label, window in self.windows.items():
             if self._next is not None and window.settle(until):
                 for rule in self._rules[label]:
-                    transitions += rule.observe(
-                        until, self._gaps(window, rule.rule.gap, rule.rule.min_support)
-                    )
+                    gaps = self._gaps(window, rule.rule.gap, rule.rule.min_support)
+                    transitions += rule.observe(until, gaps, again=True)
         return transitions
 
     def _next_interesting(self) -> int:

@@ -204,7 +204,7 @@ class JoinConfig(Frozen):
         default=timedelta(hours=1),
         description="how long an id is remembered, so that a repeated event counts once",
     )
-    dedupe_max_ids: int = Field(default=1_000_000, ge=1, description="ids remembered at the same time")
+    dedupe_max_ids: int = Field(default=200_000, ge=1, description="ids remembered at the same time")
 
     @field_validator("outcome_ttl")
     @classmethod

@@ -126,7 +126,7 @@ class Join:
         pair = [*times, ("cell", "i4"), ("joined", "?"), *content]
         self.pending = GenerationalTable(np.dtype(waiting))
         self.pending.track("deadline")
-        self.recent = GenerationalTable(np.dtype(pair), generation_rows=1 << 18)
+        self.recent = GenerationalTable(np.dtype(pair), generation_rows=1 << 16)
         self._waiting_texts: dict[tuple[int, int], str] = {}
         self._pair_texts: dict[int, tuple[str, str]] = {}
         self._changes: list[PredictionChange | OutcomeChange] = []

@@ -17,6 +17,8 @@ from numpy.typing import DTypeLike
 
 from monitor.generation import HANDLE_SHIFT, MAX_ROWS, Generation, Handles, Keys, Records, Rows, high_bits
 
+_SMALL = 1 << 18
+"""Rows of a generation that are moved, at most half of them, in a few milliseconds."""
 _ROW_OF_HANDLE = (1 << HANDLE_SHIFT) - 1
 
 __all__ = ["GenerationalTable", "Handles", "Keys", "Records"]
@@ -197,7 +199,7 @@ class GenerationalTable:
         while done < len(keys):
             newest = self._generations[-1]
             wanted = len(keys) - done
-            if not newest.room or (wanted > newest.room and self._outgrows(newest, wanted)):
+            if not newest.room or (wanted > newest.room and self._is_left(newest, wanted)):
                 self._grow(wanted)
                 continue
             end = done + min(newest.room, wanted)
@@ -386,13 +388,22 @@ class GenerationalTable:
         """Whether the next generation is so much larger that it takes over the rows of this one."""
         return self._next_rows(generation, wanted) >= 4 * generation.capacity
 
+    def _is_left(self, generation: Generation, wanted: int) -> bool:
+        """Whether the next generation takes over the live rows of this one, which is then dropped.
+
+        So it does when it is much larger, and when this one is small and mostly dead rows. The answer
+        does not change while a call of `insert` appends to the generation.
+        """
+        mostly_dead = generation.capacity <= _SMALL and 2 * generation.live_count < generation.count
+        return mostly_dead or self._outgrows(generation, wanted)
+
     def _grow(self, wanted: int) -> None:
         last = self._generations[-1]
         newest = Generation(last.number + 1, self.dtype, self._next_rows(last, wanted))
         for field in last.tracked:
             newest.track(field)
         self._generations.append(newest)
-        if self._outgrows(last, wanted):
+        if self._is_left(last, wanted):
             self._move(last)
         else:
             self._drop_dead()

@@ -122,11 +122,11 @@ def _gaps(gaps: Sequence[_Row], console: Console) -> None:
     if not gaps:
         return
     table = Table(title="gaps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, width in (("metric", 14), ("groups of", 10), ("compared", 9)):
-        table.add_column(name, min_width=width)
+    table.add_column("metric", min_width=12)
+    table.add_column("groups of")
     table.add_column("difference", justify="right", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
-    table.add_column("between", min_width=20)
+    table.add_column("between", min_width=16)
     merged: dict[tuple[str, ...], dict[str, _Row]] = {}
     for gap in gaps:
         sides = () if gap["comparison"] == "between" else tuple(map(_group, gap["groups"]))
@@ -135,12 +135,12 @@ def _gaps(gaps: Sequence[_Row], console: Console) -> None:
     for (metric, attributes, comparison, *_), kinds in merged.items():
         gap = kinds.get("difference") or kinds["ratio"]
         named = [s for s in map(_group, gap["groups"]) if s]
+        to = {"overall": " to everybody", "rest": " to the rest"}.get(comparison, "")
         table.add_row(
             metric.replace("_", " "),
             attributes,
-            comparison,
             *(_value(kinds[k]) if k in kinds else Text("") for k in ("difference", "ratio")),
-            Text(" ↔ ".join(named)),
+            Text(" ↔ ".join(named) + to),
         )
     console.print(table)
 

@@ -1,8 +1,9 @@
 """Threshold rules: inactive → pending → firing → resolved, one alert per rule and pair of groups.
 
-A rule is looked at when a time bucket closes. A gap beyond the tolerance makes it pending; beyond
-it in ``for`` closed buckets in a row, firing; back within, resolved. A gap that cannot be told
-(too few events, no outcome) ends a pending alert and leaves a firing one as it is.
+A rule is looked at when a step of its window closes (a time bucket, for windows up to 2 hours). A gap
+beyond the tolerance makes it pending; beyond it at ``for`` closings in a row, firing; back within,
+resolved. A gap that cannot be told (too few events, no outcome) ends a pending alert and leaves a
+firing one as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import xxhash
 
 from monitor.gap_names import GapSpec
 from monitor.gaps import Gap
+from monitor.names import clean
 from monitor.times import format_time
 
 Direction = Literal["above", "below", "both"]
@@ -83,7 +85,12 @@ class Alert:
     @property
     def summary(self) -> str:
         """The alert in a sentence."""
-        return f"{self.rule.model}: {sentence(self.rule, self.groups, self.value)}"
+        rule = self.rule
+        subject = f"{rule.model}: {name_gap(rule, self.groups)}"
+        if self.state is AlertState.RESOLVED:
+            within = f"is back within its tolerance of {rule.tolerance:g} over {rule.window}"
+            return f"{subject} {within}; it was {self.worst:.4g} at its worst"
+        return f"{subject} is {self.value:.4g} (tolerance {rule.tolerance:g}) over {rule.window}"
 
 
 def fingerprint(rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str, str] | None]) -> str:
@@ -95,21 +102,16 @@ def fingerprint(rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str,
 
 def name_group(group: Mapping[str, str] | None) -> str:
     """A group in words: ``race = Other, sex = Male``."""
-    return ", ".join(f"{a} = {v}" for a, v in group.items()) if group else "everybody"
+    return ", ".join(f"{clean(a)} = {clean(v)}" for a, v in group.items()) if group else "everybody"
 
 
-def sentence(
-    rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str, str] | None], value: float
-) -> str:
-    """What the gap is, between whom, and how it compares with the tolerance."""
+def name_gap(rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str, str] | None]) -> str:
+    """A gap in words: which one, and between whom."""
     metric = rule.gap.name.replace("_", " ")
-    comparator = {"overall": "everybody", "rest": "the rest"}.get(rule.gap.comparison) or name_group(
-        groups[1]
-    )
-    return (
-        f"{metric} {rule.gap.kind} of {name_group(groups[0])} to {comparator} is {value:.4g} "
-        f"(tolerance {rule.tolerance:g}) over {rule.window}"
-    )
+    named = {"overall": "everybody", "rest": "the rest"}
+    comparator = named.get(rule.gap.comparison) or name_group(groups[1])
+    kind = "" if metric.endswith(rule.gap.kind) else f" {rule.gap.kind}"
+    return f"{metric}{kind} of {name_group(groups[0])} to {comparator}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,13 @@ class _Watch:
 
 @dataclass(slots=True)
 class RuleMonitor:
-    """The alerts of one rule. State: O(group pairs now or ever beyond the tolerance)."""
+    """The alerts of one rule; ``step_ms`` is the time between closings.
+
+    State: O(group pairs now or ever beyond the tolerance).
+    """
 
     rule: Rule
-    bucket_ms: int
+    step_ms: int
     _watches: dict[str, _Watch] = field(default_factory=dict)
 
     @property
@@ -144,9 +149,9 @@ class RuleMonitor:
         return [w.alert for w in self._watches.values() if w.alert is not None]
 
     def observe(self, end: int, gaps: Sequence[Gap], *, again: bool = False) -> list[Transition]:
-        """The bucket that ends at ``end`` closed, and the rule's gaps are ``gaps``.
+        """A step that ends at ``end`` closed, and the rule's gaps are ``gaps``.
 
-        ``again`` says that this bucket was counted before and only its gaps are news.
+        ``again`` says that this closing is none of its own: the events ended within a step.
         """
         transitions: list[Transition] = []
         seen = set()
@@ -163,14 +168,14 @@ class RuleMonitor:
             self._cannot_tell(key)
         return transitions
 
-    def repeat(self, first_end: int, buckets: int) -> list[Transition]:
-        """``buckets`` more buckets closed, the first at ``first_end``, and nothing has changed."""
+    def repeat(self, first_end: int, closings: int) -> list[Transition]:
+        """``closings`` more closings, the first at ``first_end``, and nothing has changed."""
         transitions = []
         for watch in self._watches.values():
             missing = self.rule.for_buckets - watch.beyond
-            if watch.alert is not None and watch.alert.state is AlertState.PENDING and missing <= buckets:
-                transitions.append(_fire(watch.alert, first_end + (missing - 1) * self.bucket_ms))
-            watch.beyond += buckets
+            if watch.alert is not None and watch.alert.state is AlertState.PENDING and missing <= closings:
+                transitions.append(_fire(watch.alert, first_end + (missing - 1) * self.step_ms))
+            watch.beyond += closings
         transitions.sort(key=lambda t: (t.at, t.alert.fingerprint))
         return transitions
 

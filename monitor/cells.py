@@ -43,7 +43,8 @@ class CellDictionary:
     it, the values that ``river.sketch.HeavyHitters`` nominates from the bucket's counts (fed in
     sorted order) take the places left, and the others count as ``other`` in that bucket. What is
     admitted depends on the contents of the buckets, not on the order of arrival. At most ``8 × cap``
-    values may ever be candidates; later new ones are folded as they arrive, so memory is bounded.
+    values may ever be candidates; later new ones are folded as they arrive, so memory is bounded. Values
+    of events that turn out to be late use up candidates, too.
 
     Combinations have a cap of their own, ``max_cells``: the most frequent of a bucket are admitted
     first, the others are folded attribute by attribute, the last declared attribute first.

@@ -128,6 +128,8 @@ def replay(
     """
     settings = load_config(config, os.environ)
     files = _inputs(settings, inputs or [])
+    if dead_letters == "-":
+        raise MonitorError("dead letters go to a file: name one after --dead-letters")
     consumed = Consumed()
     with (
         DeadLetters(dead_letters or settings.dead_letter.path) as letters,
@@ -140,7 +142,7 @@ def replay(
                 style = {AlertState.FIRING: "bold red", AlertState.RESOLVED: "green"}.get(
                     transition.state, ""
                 )
-                bar.console.print(str(transition), style=style, markup=False, highlight=False)
+                bar.console.print(str(transition), style=style, markup=False, highlight=False, soft_wrap=True)
 
         result = run_replay(
             settings,
@@ -348,3 +350,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        err.print(f"cannot write the result: {error.strerror or error}", style="red", markup=False)
+        sys.exit(2)

@@ -257,7 +257,7 @@ class RuleConfig(GapConfig):
         default=1,
         ge=1,
         alias="for",
-        description="closed time buckets in a row with a breach before the alert fires",
+        description="closed steps of the window in a row with a breach before the alert fires",
     )
     severity: Severity = Field(default="warning", description="critical wakes somebody up")
 

@@ -27,6 +27,9 @@ from monitor.release import group_row
 from monitor.tasks.base import DELAY, EXPIRED, OUTCOMES, PREDICTIONS, Ints, Scatter, Task
 from monitor.windows import Window
 
+_AHEAD = 64
+"""Time buckets beyond the next to close that are held sparsely: outcomes of joined events lie there."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -82,13 +85,14 @@ class ModelEngine:
         width = len(spec.task.statistics)
         self.windows = {label: Window(label, length, time.bucket_ms, width) for label, length in spec.windows}
         self._open: dict[int, CellTable] = {}
+        self._ahead: dict[int, CellSums] = {}
         self._next: int | None = None
         self._metrics = MetricTable(spec.task, spec.min_support)
         self._indexes: dict[Grouping, GroupIndex] = {}
         self._shown: dict[str, tuple[int, dict[Grouping, GroupTable]]] = {}
         self._rules: dict[str, list[RuleMonitor]] = {label: [] for label in self.windows}
         for rule in spec.rules:
-            self._rules[rule.window].append(RuleMonitor(rule, time.bucket_ms))
+            self._rules[rule.window].append(RuleMonitor(rule, self.windows[rule.window].step_ms))
 
     @property
     def counts(self) -> JoinCounts:
@@ -134,7 +138,7 @@ class ModelEngine:
             return
         first, last = int(buckets.min()), int(buckets.max())
         if first == last:
-            self._table(first).add(cells, scatters, sign)
+            self._add(first, cells, scatters, sign)
             return
         order = np.argsort(buckets, kind="stable")
         ascending = buckets[order]
@@ -142,7 +146,18 @@ class ModelEngine:
         for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
             rows = order[start:end]
             part = [Scatter(_pick(s.statistic, rows), _pick(s.value, rows)) for s in scatters]
-            self._table(int(ascending[start])).add(cells[rows], part, sign)
+            self._add(int(ascending[start]), cells[rows], part, sign)
+
+    def _add(self, bucket: int, cells: Ints, scatters: Sequence[Scatter], sign: int) -> None:
+        if bucket in self._open or self._next is None or bucket - self._next <= _AHEAD:
+            self._table(bucket).add(cells, scatters, sign)
+            return
+        own, rows = np.unique(cells, return_inverse=True)
+        table = CellTable(len(own), len(self.spec.task.statistics))
+        table.add(rows, scatters, sign)
+        part = CellSums(own, table.sums)
+        before = self._ahead.get(bucket)
+        self._ahead[bucket] = part if before is None else before.merge(part)
 
     def _table(self, bucket: int) -> CellTable:
         table = self._open.get(bucket)
@@ -154,6 +169,7 @@ class ModelEngine:
     def last_open(self) -> int | None:
         """End of the latest time bucket that holds events, or None."""
         holding = [bucket for bucket, table in self._open.items() if table.sums.any()]
+        holding += [bucket for bucket, part in self._ahead.items() if part.sums.any()]
         return (max(holding) + 1) * self._bucket_ms if holding else None
 
     def close(self, until: int) -> list[Transition]:
@@ -162,10 +178,8 @@ class ModelEngine:
         last = until // self._bucket_ms
         while self._next is not None and self._next < last:
             bucket = min(self._next_interesting(), last)
-            quiet = bucket - self._next
-            if quiet > 0:
-                for rule in self._all_rules():
-                    transitions += rule.repeat((self._next + 1) * self._bucket_ms, quiet)
+            if bucket > self._next:
+                transitions += self._repeat(self._next * self._bucket_ms, bucket * self._bucket_ms)
             if bucket < last:
                 transitions += self._close_one(bucket)
                 bucket += 1
@@ -187,7 +201,7 @@ class ModelEngine:
 
     def _next_interesting(self) -> int:
         """The first time bucket from ``_next`` on whose closing changes anything."""
-        candidates = [min(self._open, default=None)]
+        candidates = [min(self._open, default=None), min(self._ahead, default=None)]
         expiry = self._join.next_expiry()
         if expiry is not None:
             candidates.append(expiry // self._bucket_ms)
@@ -203,15 +217,28 @@ class ModelEngine:
         expired = self._join.expire(end)
         if expired.cell.size:
             self._scatter(np.full(len(expired.cell), bucket), expired.cell, [Scatter(EXPIRED)], 1)
+        ahead = self._ahead.pop(bucket, None)
+        if ahead is not None:
+            self._table(bucket).include(ahead)
         closed = self._closed(self._open.pop(bucket, None))
         transitions: list[Transition] = []
         for label, window in self.windows.items():
             if window.close(start, end, closed):
                 for rule in self._rules[label]:
                     transitions += rule.observe(end, self._gaps(window, rule.rule.gap, rule.rule.min_support))
-            else:
+            elif end % window.step_ms == 0:
                 for rule in self._rules[label]:
                     transitions += rule.repeat(end, 1)
+        return transitions
+
+    def _repeat(self, after: int, until: int) -> list[Transition]:
+        """Steps that end in (after, until] closed, and nothing changed."""
+        transitions: list[Transition] = []
+        for label, window in self.windows.items():
+            steps = until // window.step_ms - after // window.step_ms
+            first = (after // window.step_ms + 1) * window.step_ms
+            for rule in self._rules[label] if steps else ():
+                transitions += rule.repeat(first, steps)
         return transitions
 
     def _closed(self, table: CellTable | None) -> CellSums | None:
@@ -221,9 +248,6 @@ class ModelEngine:
         touched = np.flatnonzero(block)
         self.cells.admit(touched, block[touched])
         return table.closed(self.cells.folded_to)
-
-    def _all_rules(self) -> list[RuleMonitor]:
-        return [r for rules in self._rules.values() for r in rules]
 
     def _group_table(self, window: Window, grouping: Grouping) -> GroupTable:
         index = self._indexes.setdefault(

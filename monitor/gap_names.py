@@ -29,7 +29,7 @@ class NamedGap:
     """A gap with a name of its own.
 
     ``metrics`` are the metrics it compares; of several, the worst gap counts (the largest difference,
-    the smallest ratio). A ``conditional`` gap is an average over strata and cannot be taken from the
+    the ratio furthest from 1). A ``conditional`` gap is an average over strata and cannot be taken from the
     metrics of two groups.
     """
 

@@ -61,7 +61,7 @@ def evaluate(
     Returns
     -------
     One gap for ``between``; one per comparable group otherwise (the reference itself left out). Of
-    several metrics (equalized odds) the worst counts: the largest difference, the smallest ratio;
+    several metrics (equalized odds) the worst counts: the largest difference, the ratio furthest from 1;
     undefined when one of them is.
     """
     if strata is not None:
@@ -124,7 +124,7 @@ def _conditional(
     with np.errstate(divide="ignore", invalid="ignore"):
         out = np.nan_to_num(rejected / rejected.sum(axis=0))
         taken = np.nan_to_num(selected / selected.sum(axis=0))
-    disparity = ((out - taken) * total.sum(axis=0)).sum(axis=1) / total.sum()
+        disparity = ((out - taken) * total.sum(axis=0)).sum(axis=1) / total.sum()
     gaps = []
     for i in np.flatnonzero(table.comparable).tolist():
         hidden = status.status[i] is Status.SUPPRESSED
@@ -150,7 +150,7 @@ def _compare(spec: GapSpec, values: Floats, high: int, low: int) -> tuple[float 
     top, bottom = float(values[high]), float(values[low])
     if spec.kind == "difference":
         return top - bottom, Status.OK
-    if top == 0 or (bottom < 0 < top):
+    if top <= 0 or bottom < 0:
         return None, Status.UNDEFINED
     return bottom / top, Status.OK
 
@@ -187,7 +187,7 @@ def _worst(gaps: Sequence[Gap]) -> Gap:
     if missing:
         return replace(missing[0], value=None)
     if gaps[0].spec.kind == "ratio":
-        return min(gaps, key=lambda g: g.value or 0.0)
+        return min(gaps, key=lambda g: min(g.value or 0.0, 1 / g.value if g.value else 0.0))
     return max(gaps, key=lambda g: abs(g.value or 0.0))
 
 

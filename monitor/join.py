@@ -109,8 +109,8 @@ class Join:
     * Where a canonical duplicate makes a pair untimely, the pair is taken apart again.
     * Of an id that comes more than 16 times in one batch the rest are duplicates unseen.
 
-    One thing does depend on arrival: of *conflicting outcomes* of an id, one of which lies more than
-    ``outcome_wait`` before its prediction, whether the other one pairs. Only one waits at a time.
+    One thing does depend on arrival: of *conflicting* outcomes or predictions of an id, where some
+    could pair and others lie more than ``outcome_wait`` apart, which ones do. Only one waits at a time.
 
     State: O(pending + recent pairs).
     """
@@ -295,6 +295,7 @@ class Join:
         )
         same_o = rows.has_outcome[hit] & (np.abs(rows.outcome_time[hit] - pairs["outcome_time"]) <= window)
         joined = rows.joined[hit]
+        same_o = np.where(joined, same_p, same_o)  # a joined event repeats a pair whole or not at all
         untimely = (
             same_o
             & ~joined

@@ -75,3 +75,12 @@ REASON_MEANING = {
     Reason.EXPLODE_MISMATCH: "arrays that are read side by side differ in length",
     Reason.LATE: "the event came after its time bucket had closed; time.grace sets how long that takes",
 }
+
+
+def clean(text: str) -> str:
+    r"""Make a text that came with an event fit for a line on a terminal: control characters as ``\x1b``.
+
+    >>> clean("a\nb")
+    'a\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -174,12 +174,14 @@ def rule_sentence(rule: RuleConfig, bucket: timedelta) -> str:
     }[rule.comparison]
     what = rule.metric if rule.metric.endswith(rule.kind) else f"{rule.metric} {rule.kind}"
     over = "since the start" if rule.window == "all" else f"over {format_window(rule.window)}"
-    closes = format_duration(rule.for_buckets * bucket)
-    lasting = (
-        f"{rule.for_buckets} time buckets in a row ({closes})" if rule.for_buckets > 1 else "one time bucket"
+    step = bucket if isinstance(rule.window, str) else slide_step(rule.window, bucket)
+    times = (
+        f"{rule.for_buckets} times in a row, {format_duration(step)} apart"
+        if rule.for_buckets > 1
+        else "once"
     )
     return (
-        f"{rule.severity} when the {what} {against} is {_breach(rule)} {over}, in {lasting}, "
+        f"{rule.severity} when the {what} {against} is {_breach(rule)} {over}, {times}, "
         f"with at least {rule.min_support} events per group"
     )
 

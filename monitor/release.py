@@ -18,7 +18,7 @@ from monitor.tasks.base import Ints
 
 Grouping = tuple[str, ...]
 Group = tuple[str, ...]
-_MOST_SUMS = 1000
+_MOST_SUMS = 300
 Supports = Mapping[Grouping, tuple[Sequence[Group], Ints]]
 """For each grouping its groups, one value per attribute, and the people in each, shape (n,)."""
 
@@ -30,7 +30,7 @@ def withheld(tables: Supports, min_group_size: int) -> dict[Grouping, NDArray[np
     is shown, the groups withheld inside it must be at least two and together at least
     ``min_group_size`` people; else the smallest group beside them goes too, and when there is none the
     sum itself. What is left is checked as one system of equations: while it determines a group
-    that is too small, more goes. Where there are more than 1,000 sums that check would take too long:
+    that is too small, more goes. Where there are more than 300 sums that check would take too long:
     then an intersection with a group that is too small is withheld whole.
 
     Parameters
@@ -59,7 +59,7 @@ def withheld(tables: Supports, min_group_size: int) -> dict[Grouping, NDArray[np
             _cover(sums, people, hidden, min_group_size)
             determined = _determined(sums, hidden) if len(sums) <= _MOST_SUMS else set()
             found = [g for g in small.tolist() if g in determined]
-            if not found or not _hide_beside(found[0], sums, people, hidden):
+            if not _hide_beside(found, sums, people, hidden):
                 break
     masks, start = {}, 0
     for grouping, (groups, _) in tables.items():
@@ -133,23 +133,33 @@ def _determined(sums: Sequence[tuple[int, Ints]], hidden: NDArray[np.bool_]) -> 
             rows.append(row)
     if not rows:
         return set()
-    _, strengths, basis = np.linalg.svd(np.array(rows), full_matrices=False)
-    basis = basis[strengths > 1e-9]
+    system = np.array(rows)
+    squares, turns = np.linalg.eigh(system @ system.T)  # of sums x sums: groups are far more
+    real = squares > 1e-9
+    basis = (turns[:, real] / np.sqrt(squares[real])).T @ system
     return set(unknown[(basis**2).sum(axis=0) > 1 - 1e-9].tolist())
 
 
 def _hide_beside(
-    group: int, sums: Sequence[tuple[int, Ints]], people: Ints, hidden: NDArray[np.bool_]
+    found: Sequence[int], sums: Sequence[tuple[int, Ints]], people: Ints, hidden: NDArray[np.bool_]
 ) -> bool:
-    """Hide the smallest group shown in a sum with ``group``, or anywhere; False when none is left."""
-    beside = [g for parent, children in sums if group in children for g in (parent, *children.tolist())]
-    anywhere = [g for parent, children in sums for g in (parent, *children.tolist())]
-    for candidates in (beside, anywhere):
-        shown_still = [g for g in candidates if not hidden[g]]
-        if shown_still:
-            hidden[min(shown_still, key=lambda g: (int(people[g]), g))] = True
+    """Hide the smallest group shown in a sum with each of ``found``, once per sum; False: none is left."""
+    treated: set[int] = set()
+    for group in found:
+        own = [i for i, (_, children) in enumerate(sums) if group in children]
+        if treated.isdisjoint(own):
+            treated.update(own)
+            beside = [g for i in own for g in (sums[i][0], *sums[i][1].tolist()) if not hidden[g]]
+            if beside:
+                hidden[min(beside, key=lambda g: (int(people[g]), g))] = True
+            else:
+                treated.difference_update(own)
+    if found and not treated:
+        anywhere = [g for parent, children in sums for g in (parent, *children.tolist()) if not hidden[g]]
+        if anywhere:
+            hidden[min(anywhere, key=lambda g: (int(people[g]), g))] = True
             return True
-    return False
+    return bool(treated)
 
 
 def shown(value: float, status: Status) -> float | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from monitor.names import STATUS_MEANING, Status
+from monitor.names import STATUS_MEANING, Status, clean
 
 _HEADLINE = {
     "binary": ("selection_rate", "true_positive_rate", "false_positive_rate", "precision", "accuracy"),
@@ -84,7 +84,7 @@ def _groups(rows: Sequence[_Row], metrics: Sequence[str], console: Console) -> s
         attributes = tuple(a for a, _ in group)
         if attributes not in tables:
             tables[attributes] = _group_table(attributes, metrics)
-        cells = [Text(v) for _, v in group] or [Text("everybody")]
+        cells = [Text(clean(v)) for _, v in group] or [Text("everybody")]
         supports = [row["support"] for row in values.values() if row["support"] is not None]
         cells.append(Text(f"{max(supports):,}" if supports else "", "dim"))
         for metric in metrics:
@@ -99,7 +99,7 @@ def _groups(rows: Sequence[_Row], metrics: Sequence[str], console: Console) -> s
 def _group_table(attributes: Sequence[str], metrics: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in attributes or ("",):
-        table.add_column(name)
+        table.add_column(Text(clean(name)))
     table.add_column("events", justify="right", no_wrap=True, min_width=6)
     for metric in metrics:
         table.add_column(
@@ -138,7 +138,7 @@ def _gaps(gaps: Sequence[_Row], console: Console) -> None:
         to = {"overall": " to everybody", "rest": " to the rest"}.get(comparison, "")
         table.add_row(
             metric.replace("_", " "),
-            attributes,
+            Text(clean(attributes)),
             *(_value(kinds[k]) if k in kinds else Text("") for k in ("difference", "ratio")),
             Text(" ↔ ".join(named) + to),
         )
@@ -146,7 +146,7 @@ def _gaps(gaps: Sequence[_Row], console: Console) -> None:
 
 
 def _group(group: _Row | None) -> str:
-    return "" if group is None else " × ".join(str(v) for v in group.values())
+    return "" if group is None else " × ".join(clean(str(v)) for v in group.values())
 
 
 def _alerts(alerts: Sequence[_Row], console: Console) -> None:

@@ -61,8 +61,8 @@ def replay(
 ) -> Replayed:
     """Read the inputs side by side, the one that is furthest behind in event time first.
 
-    Each input is a partition with its own watermark. When all have ended, every time bucket closes;
-    predictions that still wait then count as unmatched, not as expired.
+    Each input is a partition with its own watermark. When all have ended, every time bucket that holds
+    events closes; predictions whose ``outcome_ttl`` ends after that count as unmatched, not as expired.
     """
     engine = build_engine(config)
     decoders = build_decoders(config, engine)

@@ -78,7 +78,7 @@ def _guess_ids(chosen: Guess, columns: Sequence[Column], found: Sample, *, explo
         and c not in chosen.used
         and found.present(c) >= 0.99
     ]
-    least = 0.4 if _come_apart(chosen, found) else 0.9
+    least = 0.9 * _predicted(chosen, found)
     own = [c for c in whole if (c.array is not None or not exploded) and set(c.words) & ID]
     fits = sorted((c for c in own if len(c.distinct) >= least * len(c.values)), key=rank)
     if fits:
@@ -93,14 +93,14 @@ def _guess_ids(chosen: Guess, columns: Sequence[Column], found: Sample, *, explo
             return
 
 
-def _come_apart(chosen: Guess, found: Sample) -> bool:
-    """Does a record hold a prediction or its outcome, and seldom both?"""
+def _predicted(chosen: Guess, found: Sample) -> float:
+    """Share of records that hold a prediction; 1 where outcomes or predictions were not found."""
 
     def present(*names: str) -> float | None:
         return next((found.present(u.column) for name, u in chosen.uses.items() if name in names), None)
 
     predicted, known = present("decision", "hypothesis", "prediction"), present("outcome", "reference")
-    return predicted is not None and known is not None and predicted + known <= 1.1
+    return 1.0 if predicted is None or known is None else predicted
 
 
 def _guess_attributes(chosen: Guess, columns: Sequence[Column]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -123,6 +124,7 @@ class _BoundedLines(io.RawIOBase):
         self._cutting = False
         self._ascii = True
         self._last_ascii = True
+        self._at_start = True
 
     def readable(self) -> bool:
         return True
@@ -142,6 +144,9 @@ class _BoundedLines(io.RawIOBase):
                 return len(block)
 
     def _bounded(self, block: bytes) -> bytes:
+        if self._at_start:
+            self._at_start = False
+            block = block.removeprefix(codecs.BOM_UTF8)
         if self._cutting:
             end = block.find(b"\n")
             if end < 0:

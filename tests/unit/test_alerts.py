@@ -114,9 +114,11 @@ def test_an_alert_knows_since_when_and_how_bad() -> None:
     (alert,) = player.monitor.active
     assert (alert.pending_since, alert.firing_since, alert.resolved_at) == (BUCKET, 2 * BUCKET, None)
     assert (alert.value, alert.worst, alert.support) == (0.3, -0.5, 50)
+    assert "false positive rate difference of sex = b to sex = a is 0.3 (tolerance 0.1)" in alert.summary
     player.see(0.0)
     assert (alert.state, alert.resolved_at, alert.value) == (RESOLVED, 4 * BUCKET, 0.3)
-    assert "false positive rate difference of sex = b to sex = a is 0.3" in alert.summary
+    assert "sex = a is back within its tolerance of 0.1" in alert.summary
+    assert alert.summary.endswith("it was -0.5 at its worst")
 
 
 def test_the_worst_ratio_is_the_one_furthest_from_equality() -> None:

@@ -538,7 +538,7 @@ def test_the_plan_as_text() -> None:
     text = render(describe(config))
     flat = " ".join(text.split())
     assert "critical when the equalized_odds_difference between groups of race is above 0.1 over 1h" in flat
-    assert "in 3 time buckets in a row (3m)" in flat
+    assert "3 times in a row, 1m apart" in flat
     assert all(len(line) <= 110 for line in text.splitlines())
     assert text == render(describe(config))
 

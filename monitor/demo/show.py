@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from shlex import quote
+from shutil import which
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -169,8 +172,15 @@ def summary(monitor: Monitor, width: int, out: Path | None) -> RenderableType:
     return Group(*parts, Text("What to try next", "bold underline"), *_commands(width, out))
 
 
+def _program() -> str:
+    """How the reader can run the command: by its name, or by its path where it is not on the PATH."""
+    name = "fairness-monitor"
+    ran = Path(sys.argv[0])
+    return name if ran.name != name or which(name) else os.path.relpath(ran)
+
+
 def _commands(width: int, out: Path | None) -> Iterator[Text]:
-    steps = [(f"fairness-monitor {command}", what) for command, what in _next_steps(out)]
+    steps = [(f"{_program()} {command}", what) for command, what in _next_steps(out)]
     longest = max(len(command) for command, _ in steps)
     beside = longest + 2 + max(len(what) for _, what in steps) <= width
     for command, what in steps:

@@ -22,7 +22,7 @@ from typing_extensions import Buffer
 
 from monitor.errors import MonitorError
 from monitor.names import Reason
-from monitor.paths import FieldPath, FieldsConfig
+from monitor.paths import FieldPath, FieldsConfig, parse_path
 from monitor.records import RecordBatch, Rejected
 from monitor.tasks.base import Field
 
@@ -92,7 +92,9 @@ def read_batches(
         if kind == "parquet":
             rows = _parquet_rows(source, progress, batch_records)
         elif kind == "csv":
-            rows = _csv_rows(source, converters(fields, task_fields, binned), max_record_bytes, progress)
+            columns = converters(fields, task_fields, binned)
+            used = _used_columns(fields, task_fields)
+            rows = _csv_rows(source, columns, used, max_record_bytes, progress)
         else:
             with _open(source) as stream:
                 yield from _json_lines(
@@ -250,6 +252,16 @@ def converters(
     return found
 
 
+def _used_columns(fields: FieldsConfig, task_fields: Mapping[str, Field]) -> set[str]:
+    """Names at the top level of a record that a mapping reads."""
+    found = [fields.time, fields.outcome_time, fields.model, fields.model_version]
+    found += [fields.task_field(name) for name in task_fields]
+    paths = [*fields.id, fields.weight, fields.sampling_fraction, *(f.path for f in found if f.path)]
+    attributes = fields.attributes
+    paths += [attributes] if isinstance(attributes, str) else attributes.values()
+    return {str(parse_path(path)[0]) for path in paths}
+
+
 def _number(text: str) -> object:
     """A JSON number as a number; anything else stays a text, and is judged as one."""
     match = _NUMBER.fullmatch(text.strip())
@@ -308,7 +320,7 @@ class _RowLines:
 
 
 def _csv_rows(
-    source: FileInput, columns: Mapping[str, Converter], limit: int, progress: Progress
+    source: FileInput, columns: Mapping[str, Converter], used: Collection[str], limit: int, progress: Progress
 ) -> Iterator[_Row]:
     encode = msgspec.json.Encoder().encode
     delimiter = "\t" if source.path.removesuffix(".gz").lower().endswith(".tsv") else ","
@@ -332,6 +344,12 @@ def _csv_rows(
         except (csv.Error, _RowTooLong) as error:
             why = str(error) or "it is too long"
             raise MonitorError(f"the header of {source.partition} cannot be read: {why}") from error
+        for name in sorted(used):
+            if header.count(name) > 1:
+                raise MonitorError(
+                    f"the header of {source.partition} has {name!r} more than once, and the mapping uses it: "
+                    "rename all but one of these columns"
+                )
         convert = [columns.get(name) for name in header]
         while True:
             line = lines.start_row()

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from monitor.alerts import name_group
+from monitor.errors import MonitorError
 from monitor.inspection import inspect_input
 from monitor.names import clean
-from monitor.sources.files import FileInput
+from monitor.paths import FieldsConfig
+from monitor.sources.files import FileInput, read_batches
+from monitor.tasks.base import Field
 from tests.engine_helpers import HOUR, LONG_AFTER, MINUTE, START, Event, Run, config_of
 
 MODEL = {"task": "binary", "groups": ["sex"], "windows": ["all"], "min_support": 1}
@@ -97,3 +100,22 @@ def test_a_file_of_all_three_kinds_of_events_is_understood(tmp_path: Path) -> No
 def test_values_of_events_cannot_steer_a_terminal(value: str) -> None:
     assert clean(value).isprintable()
     assert name_group({"sex": value}).isprintable()
+
+
+@pytest.mark.parametrize(("twice", "ends"), [("decision", True), ("note", False)])
+def test_a_column_that_comes_twice(twice: str, ends: bool, tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(f"id,time,decision,{twice},note\n1,2024-01-01,1,0,x\n")
+    fields = {"binary": Field("decision", "prediction", "flag", "")}
+    batches = read_batches(
+        FileInput(str(path), "events"),
+        FieldsConfig(),
+        {f.name: f for f in fields.values()},
+        max_record_bytes=1000,
+        now_ms=lambda: LONG_AFTER,
+    )
+    if ends:
+        with pytest.raises(MonitorError, match="'decision' more than once"):
+            list(batches)
+    else:
+        assert len(list(batches)) == 1

@@ -257,7 +257,7 @@ def bench(
         OutputFormat, typer.Option("--format", "-f", help="how to print the result")
     ] = OutputFormat.TABLE,
 ) -> None:
-    """Measure replay beside bare loops over the same file, as ratios of CPU time in one process."""
+    """Measure replay beside bare loops over the same file, as ratios of CPU time."""
     from monitor import bench as benchmark
 
     with err.status("measuring") as status:

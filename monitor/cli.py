@@ -139,9 +139,7 @@ def replay(
 
         def tell(transitions: Sequence[Transition]) -> None:
             for transition in transitions:
-                style = {AlertState.FIRING: "bold red", AlertState.RESOLVED: "green"}.get(
-                    transition.state, ""
-                )
+                style = _STYLES.get(transition.state, "")
                 bar.console.print(str(transition), style=style, markup=False, highlight=False, soft_wrap=True)
 
         result = run_replay(

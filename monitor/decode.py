@@ -154,7 +154,10 @@ class Decoder:
         """Which rows belong to which model; None for all rows. Rows of no model become suspects."""
         constant = columns.plan.fields.model.value
         if constant is not None:
-            return [(self._models[constant], None)] if constant in self._models else self._nobody(suspects)
+            if constant in self._models:
+                return [(self._models[constant], None)]
+            suspects[:] = True
+            return []
         if len(self._models) == 1:  # the decoder lets no other name pass
             return [(next(iter(self._models.values())), None)]
         names = columns.values("model")
@@ -165,10 +168,6 @@ class Decoder:
         return [
             (self._models[order[i]], np.flatnonzero(numbers == i)) for i in np.unique(numbers[numbers >= 0])
         ]
-
-    def _nobody(self, suspects: Bools) -> list[tuple[ModelReader, Ints | None]]:
-        suspects[:] = True
-        return []
 
     def _batch(
         self, model: ModelReader, columns: Columns, rows: Ints | None, suspects: Bools, arrival_ms: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import (
@@ -269,6 +269,3 @@ def _reason(kind: str) -> Reason:
 def _kind_of(value: object) -> str:
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "an array"}
     return names.get(type(value), "an object" if isinstance(value, dict) else "null")
-
-
-EventKind = Literal["prediction", "outcome", "joined"]

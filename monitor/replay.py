@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.alerts import Alert, AlertState, Transition, name_group
+from monitor.alerts import Alert, AlertState, Transition
 from monitor.config import Config
 from monitor.engine import Engine
 from monitor.gaps import Gap
@@ -183,6 +183,3 @@ def alert_row(alert: Alert) -> dict[str, Any]:
         "fingerprint": alert.fingerprint,
         "summary": alert.summary,
     }
-
-
-__all__ = ["Replayed", "alert_row", "gap_row", "name_group", "replay"]

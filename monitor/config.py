@@ -24,6 +24,16 @@ from pydantic import (
 
 from monitor import tasks
 from monitor.clock import DAY, Duration, Window, format_duration, format_window, why_unfit
+from monitor.connections import (
+    AlertsConfig,
+    DeadLetterConfig,
+    HealthConfig,
+    IngestConfig,
+    KafkaConfig,
+    Name,
+    ServerConfig,
+    TopicsConfig,
+)
 from monitor.errors import Findings, did_you_mean, wrong
 from monitor.gap_names import (
     Choices,
@@ -38,6 +48,7 @@ from monitor.gap_names import (
     settle,
     unique_names,
 )
+from monitor.names import EVERYBODY
 from monitor.paths import FieldsConfig, Frozen, FrozenMap, Items, text_like
 from monitor.tasks.base import Task
 
@@ -49,15 +60,16 @@ def _as_grouping(value: Any) -> Any:
 def _check_grouping(value: tuple[str, ...]) -> tuple[str, ...]:
     if not 1 <= len(value) <= 4:
         raise wrong(f"groups are made by 1 to 4 attributes, not {len(value)}", "name 1 to 4 attributes")
+    if EVERYBODY in value:
+        raise wrong(
+            f"the attribute {EVERYBODY!r} cannot be told from all groups together", "name it otherwise"
+        )
     twice = [a for a, n in Counter(value).items() if n > 1]
     if twice:
         raise wrong(f"the intersection names {twice[0]!r} twice", "name each attribute once")
     return value
 
 
-Name = Annotated[
-    str, *text_like(r"[A-Za-z0-9._-]{1,64}", "1 to 64 letters, digits, dots, dashes and underscores")
-]
 Attribute = Annotated[str, *text_like(r"\S(.{0,62}\S)?", "1 to 64 characters without spaces around them")]
 Grouping = Annotated[tuple[Attribute, ...], BeforeValidator(_as_grouping), AfterValidator(_check_grouping)]
 Strata = Annotated[tuple[Attribute, ...], BeforeValidator(_as_grouping), Field(max_length=3)]
@@ -123,6 +135,10 @@ class TimeConfig(Frozen):
         default=timedelta(minutes=10),
         description="events further ahead of their arrival than this are rejected",
     )
+    idle_after: Duration = Field(
+        default=timedelta(seconds=30),
+        description="a partition without news for this long does not hold back the others",
+    )
     assume_utc: bool = Field(
         default=False, description="read times without an offset as UTC, not reject them"
     )
@@ -150,14 +166,6 @@ class PrivacyConfig(Frozen):
 
     min_group_size: int = Field(
         default=10, ge=1, description="numbers of groups with fewer events are not shown"
-    )
-
-
-class DeadLetterConfig(Frozen):
-    """Where rejected events go."""
-
-    path: str | None = Field(
-        default=None, min_length=1, description="JSONL file; without it they are only counted"
     )
 
 
@@ -405,8 +413,10 @@ class SourceConfig(Frozen):
     """Where events come from and how they are read."""
 
     name: Name = Field(default="events", description="name of the source, in counters and dead letters")
+    kafka: TopicsConfig | None = Field(default=None, description="topics that run reads")
+    http: IngestConfig | None = Field(default=None, description="events posted to /v1/events while run runs")
     format: Literal["auto", "jsonl", "csv", "parquet"] = Field(default="auto", description="by file name")
-    paths: Items[str] = Field(default=(), description="files to read when the command line names none")
+    paths: Items[str] = Field(default=(), description="files that replay reads when the command names none")
     fields: FieldsConfig = Field(default=FieldsConfig(), description="where each field is found in a record")
 
 
@@ -414,6 +424,7 @@ class Config(Frozen):
     """The whole configuration."""
 
     models: FrozenMap[Name, ModelConfig] = Field(min_length=1, description="models to watch, by name")
+    kafka: KafkaConfig | None = Field(default=None, description="the cluster that topics are in")
     sources: Items[SourceConfig] = Field(
         default=(SourceConfig(),), min_length=1, description="where events come from"
     )
@@ -421,22 +432,56 @@ class Config(Frozen):
     limits: LimitsConfig = Field(default=LimitsConfig(), description="sizes beyond which events are rejected")
     privacy: PrivacyConfig = Field(default=PrivacyConfig(), description="what is withheld")
     dead_letter: DeadLetterConfig = Field(default=DeadLetterConfig(), description="where rejected events go")
+    server: ServerConfig = Field(default=ServerConfig(), description="metrics, health and ingest over HTTP")
+    alerts: AlertsConfig = Field(default=AlertsConfig(), description="whom alerts are sent to")
+    health: HealthConfig = Field(default=HealthConfig(), description="when numbers are stale")
 
     @field_validator("sources")
     @classmethod
     def _check_sources(
         cls, sources: tuple[SourceConfig, ...], info: ValidationInfo
     ) -> tuple[SourceConfig, ...]:
-        findings = Findings()
+        findings, read = Findings(), dict[str, str]()
         for i, source in enumerate(sources):
             if source.name in [earlier.name for earlier in sources[:i]]:
                 message = f"two sources are called {source.name!r}"
                 findings.add((i, "name"), message, "give each a name of its own")
+            if source.kafka is not None and source.http is not None:
+                message = "a source reads topics or is posted to, not both"
+                findings.add((i, "http"), message, "make it a source of its own")
+            for j, topic in enumerate(source.kafka.topics if source.kafka is not None else ()):
+                if topic in read:
+                    message = f"topic {topic} is read by source {read[topic]!r} already"
+                    findings.add((i, "kafka", "topics", j), message, "read each topic once")
+                read[topic] = source.name
             if "models" in info.data:
                 fields = {f.name: f.kind for m in info.data["models"].values() for f in m.build_task().fields}
                 source.fields.check(fields, (i, "fields"), findings)
         findings.raise_if_any("sources")
         return sources
+
+    @model_validator(mode="after")
+    def _check_connections(self) -> Config:
+        findings = Findings()
+        topics = [t for s in self.sources if s.kafka is not None for t in s.kafka.topics]
+        letters = self.dead_letter.topic
+        fix = "add kafka: {bootstrap_servers: HOST:PORT}"
+        for i, source in enumerate(self.sources):
+            if source.kafka is not None and self.kafka is None:
+                findings.add(
+                    ("sources", i, "kafka"), "it is not said which cluster the topics are in", fix, "kafka"
+                )
+            if source.http is not None and self.server.ingest_token is None:
+                message = "whoever posts events needs a token, and there is none"
+                findings.add(("sources", i, "http"), message, "set server.ingest_token", "server")
+        if letters is not None and self.kafka is None:
+            message = "it is not said which cluster the topic is in"
+            findings.add(("dead_letter", "topic"), message, fix, "kafka")
+        if letters in topics:
+            message = f"topic {letters} is read as a source: dead letters would be rejected again for ever"
+            findings.add(("dead_letter", "topic"), message, "name a topic of its own")
+        findings.raise_if_any("Config")
+        return self
 
     @model_validator(mode="after")
     def _check_windows(self) -> Config:

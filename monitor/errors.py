@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 Where = tuple[str | int, ...]
@@ -206,6 +206,8 @@ def _is_model(leaf: Any) -> bool:
 def holds_text(root: type[BaseModel], where: Where, text: str) -> bool:
     """Tell whether the content at this path is text, so that digits or a colon in it mean nothing."""
     leaves, named = walk(root, where)
+    if SecretStr in leaves:
+        return True
     if str not in leaves or any(_is_model(t) or t in (int, float, bool) for t in leaves):
         return False
     return not {Mapping, tuple} & set(leaves) or not (named or text.startswith("["))

@@ -13,6 +13,9 @@ OTHER = "other"
 MODEL_VERSION = "model_version"
 """Attribute filled from the event's field of that name when the configuration asks for it."""
 
+EVERYBODY = "everybody"
+"""The grouping that tells nobody apart, and its one group, in labels."""
+
 ALL = "all"
 """The window that holds everything since the start."""
 
@@ -25,6 +28,7 @@ class Status(StrEnum):
     NO_OUTCOME = "no_outcome"
     UNDEFINED = "undefined"
     SUPPRESSED = "suppressed"
+    STALE = "stale"
 
 
 STATUS_MEANING = {
@@ -33,6 +37,7 @@ STATUS_MEANING = {
     Status.NO_OUTCOME: "predictions were made, but none of their outcomes arrived",
     Status.UNDEFINED: "the denominator is zero",
     Status.SUPPRESSED: "withheld: the group, or a group one could find by subtraction, is too small",
+    Status.STALE: "the model had no event for health.stale_after; the value is an old one (run only)",
 }
 
 

@@ -9,7 +9,7 @@ firing one as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -83,6 +83,11 @@ class Alert:
         return fingerprint(self.rule, self.groups)
 
     @property
+    def episode(self) -> str:
+        """Names this alert among all that its rule and groups ever have; the same after a restart."""
+        return f"{self.fingerprint}-{self.pending_since}"
+
+    @property
     def summary(self) -> str:
         """The alert in a sentence."""
         rule = self.rule
@@ -116,11 +121,15 @@ def name_gap(rule: Rule, groups: tuple[Mapping[str, str] | None, Mapping[str, st
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """An alert changed its state when the time bucket that ends at ``at`` closed."""
+    """An alert changed its state when the time bucket that ends at ``at`` closed; ``alert`` is as of then."""
 
     at: int
     alert: Alert
-    state: AlertState
+
+    @property
+    def state(self) -> AlertState:
+        """The state that the alert came to."""
+        return self.alert.state
 
     def __str__(self) -> str:
         return f"{format_time(self.at)} {self.state}: {self.alert.summary}"
@@ -184,7 +193,7 @@ class RuleMonitor:
         transitions = []
         if watch.alert is None:
             watch.alert = Alert(self.rule, gap.groups, value, value, gap.support, end)
-            transitions.append(Transition(end, watch.alert, AlertState.PENDING))
+            transitions.append(_note(watch.alert, end))
         alert = watch.alert
         alert.groups, alert.value, alert.support = gap.groups, value, gap.support
         equality = 0.0 if self.rule.gap.kind == "difference" else 1.0
@@ -201,7 +210,7 @@ class RuleMonitor:
             return []
         watch.alert.state = AlertState.RESOLVED
         watch.alert.resolved_at = end
-        return [Transition(end, watch.alert, AlertState.RESOLVED)]
+        return [_note(watch.alert, end)]
 
     def _cannot_tell(self, key: str) -> None:
         watch = self._watches.get(key)
@@ -212,4 +221,8 @@ class RuleMonitor:
 def _fire(alert: Alert, at: int) -> Transition:
     alert.state = AlertState.FIRING
     alert.firing_since = at
-    return Transition(at, alert, AlertState.FIRING)
+    return _note(alert, at)
+
+
+def _note(alert: Alert, at: int) -> Transition:
+    return Transition(at, replace(alert))

@@ -42,6 +42,11 @@ class RecordBatch:
         """The raw bytes of record i."""
         return self.payloads[i].removesuffix(b"\n") if self.lines else self.payloads[i]
 
+    def late(self, i: int) -> Reject:
+        """The rejection of record i, which holds an event that came too late."""
+        message = "the event came after its time bucket had closed; see time.grace"
+        return Reject(self.partition, self.positions[i], Reason.LATE, message, self.record(i))
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:

@@ -9,9 +9,8 @@ from typing import Any
 from monitor.alerts import Alert, AlertState, Transition
 from monitor.config import Config
 from monitor.engine import Engine
-from monitor.gaps import Gap
-from monitor.names import Reason
-from monitor.records import RecordBatch, Reject
+from monitor.records import RecordBatch
+from monitor.rows import alert_row, gap_row
 from monitor.sinks.dead_letter import DeadLetters
 from monitor.sources.files import FileInput, Progress, read_batches
 from monitor.tasks.base import Field
@@ -85,12 +84,12 @@ def replay(
         )
         readers[partition] = (batches, source.source)
     read = rejected = 0
-    alerts: dict[int, Alert] = {}
+    alerts: dict[str, Alert] = {}
 
     def tell(transitions: Sequence[Transition]) -> None:
         for transition in transitions:
             if transition.state is not AlertState.PENDING:
-                alerts[id(transition.alert)] = transition.alert
+                alerts[transition.alert.episode] = transition.alert
         if transitions:
             on_transitions(transitions)
 
@@ -104,7 +103,7 @@ def replay(
             tell(engine.advance())
             continue
         decoded = decoders[source_name].decode(records)
-        late = [_late(records, i) for i in engine.step(partition, decoded.batches).tolist()]
+        late = [records.late(i) for i in engine.step(partition, decoded.batches).tolist()]
         read += decoded.read
         rejected += len(decoded.rejects) + len(late)
         dead_letters.write(decoded.rejects)
@@ -115,7 +114,7 @@ def replay(
     dead_letters.flush()
     models = engine.models.values()
     for alert in (a for m in models for a in m.alerts):
-        alerts[id(alert)] = alert
+        alerts[alert.episode] = alert
     events = {
         "read": read,
         "accepted": read - rejected,
@@ -133,53 +132,3 @@ def replay(
 def _mark(engine: Engine, partition: str) -> int:
     mark = engine.watermark(partition)
     return -1 if mark is None else mark
-
-
-def _late(records: RecordBatch, i: int) -> Reject:
-    message = "the event came after its time bucket had closed; see time.grace"
-    return Reject(records.partition, records.positions[i], Reason.LATE, message, records.record(i))
-
-
-def gap_row(model: str, window: str, gap: Gap) -> dict[str, Any]:
-    """A gap as a JSON object."""
-    return {
-        "model": model,
-        "metric": gap.spec.name,
-        "attributes": list(gap.spec.groups),
-        "comparison": gap.spec.comparison,
-        "kind": gap.spec.kind,
-        "window": window,
-        "value": gap.value,
-        "groups": [None if g is None else dict(g) for g in gap.groups],
-        "status": str(gap.status),
-    }
-
-
-def alert_row(alert: Alert) -> dict[str, Any]:
-    """An alert as a JSON object."""
-    rule = alert.rule
-
-    def moment(ms: int | None) -> str | None:
-        return None if ms is None else format_time(ms)
-
-    return {
-        "rule": rule.name,
-        "model": rule.model,
-        "metric": rule.gap.name,
-        "attributes": list(rule.gap.groups),
-        "comparison": rule.gap.comparison,
-        "kind": rule.gap.kind,
-        "window": rule.window,
-        "groups": [None if g is None else dict(g) for g in alert.groups],
-        "state": str(alert.state),
-        "severity": rule.severity,
-        "value": alert.value,
-        "worst": alert.worst,
-        "tolerance": rule.tolerance,
-        "support": alert.support,
-        "pending_since": moment(alert.pending_since),
-        "firing_since": moment(alert.firing_since),
-        "resolved_at": moment(alert.resolved_at),
-        "fingerprint": alert.fingerprint,
-        "summary": alert.summary,
-    }

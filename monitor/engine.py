@@ -19,6 +19,7 @@ import numpy as np
 from monitor.alerts import Alert, Rule, RuleMonitor, Transition
 from monitor.batch import Bools, EventBatch
 from monitor.cells import AttributeCap, Cell, CellDictionary, CellSums, CellTable
+from monitor.counters import ReleasedCounters
 from monitor.gap_names import GapSpec
 from monitor.gaps import Gap, evaluate
 from monitor.groups import GroupIndex, Grouping, GroupTable, MetricTable, MetricValues, gated
@@ -33,7 +34,7 @@ _AHEAD = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Everything the engine needs to know of one model."""
+    """Everything the engine needs to know of one model; ``counters`` asks for counters per group."""
 
     name: str
     task: Task
@@ -47,6 +48,7 @@ class ModelSpec:
     min_support: int
     min_group_size: int
     join: JoinLimits
+    counters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ class ModelEngine:
         self._metrics = MetricTable(spec.task, spec.min_support)
         self._indexes: dict[Grouping, GroupIndex] = {}
         self._shown: dict[str, tuple[int, dict[Grouping, GroupTable]]] = {}
+        self.counters: ReleasedCounters | None = None
+        if spec.counters:
+            names = [a.name for a in spec.attributes]
+            self.counters = ReleasedCounters(spec.task, names, spec.groupings, spec.min_group_size)
         self._rules: dict[str, list[RuleMonitor]] = {label: [] for label in self.windows}
         for rule in spec.rules:
             self._rules[rule.window].append(RuleMonitor(rule, self.windows[rule.window].step_ms))
@@ -108,6 +114,11 @@ class ModelEngine:
     def unmatched_outcomes(self) -> int:
         """Outcomes without a prediction so far, expired ones included."""
         return self._join.unmatched_outcomes
+
+    @property
+    def pending(self) -> int:
+        """Events that wait for their other half now."""
+        return len(self._join.pending)
 
     @property
     def alerts(self) -> list[Alert]:
@@ -187,6 +198,8 @@ class ModelEngine:
         if self._next is not None:
             for window in self.windows.values():
                 window.end = until - until % window.step_ms
+        if self.counters is not None:
+            self.counters.release(self.cells.cells, until)
         return transitions
 
     def settle(self, until: int) -> list[Transition]:
@@ -221,6 +234,8 @@ class ModelEngine:
         if ahead is not None:
             self._table(bucket).include(ahead)
         closed = self._closed(self._open.pop(bucket, None))
+        if self.counters is not None and closed is not None:
+            self.counters.include(start, closed)
         transitions: list[Transition] = []
         for label, window in self.windows.items():
             if window.close(start, end, closed):
@@ -400,16 +415,30 @@ class Engine:
             return []
         return self._close(min(passed))
 
+    def rest(self, now: int) -> list[Transition]:
+        """All partitions are idle at ``now``: close what holds events and ended ``grace`` ago.
+
+        Nothing else would close the last time buckets until events come again.
+        """
+        if not all(p.idle for p in self._partitions.values()):
+            return []
+        end = self._end()
+        return [] if end is None else self._close(min(end, now - self.time.grace_ms))
+
     def finish(self) -> list[Transition]:
         """The sources ended: close every time bucket that holds events, and the steps of windows."""
+        until = self._end()
+        if until is None:
+            return []
+        return self._close(until) + [t for m in self.models.values() for t in m.settle(until)]
+
+    def _end(self) -> int | None:
+        """End of the last time bucket that holds events, or None."""
         bucket = self.time.bucket_ms
         latest = [p.latest for p in self._partitions.values() if p.latest is not None]
         ends = [time - time % bucket + bucket for time in latest]
         ends += [end for m in self.models.values() if (end := m.last_open()) is not None]
-        if not ends:
-            return []
-        until = max(ends)
-        return self._close(until) + [t for m in self.models.values() for t in m.settle(until)]
+        return max(ends, default=None)
 
     def _close(self, until: int) -> list[Transition]:
         until -= until % self.time.bucket_ms

@@ -20,7 +20,7 @@ def milliseconds(duration: timedelta) -> int:
     return duration // timedelta(milliseconds=1)
 
 
-def model_spec(name: str, model: ModelConfig, min_group_size: int) -> ModelSpec:
+def model_spec(name: str, model: ModelConfig, min_group_size: int, *, counters: bool = False) -> ModelSpec:
     """What the engine needs to know of a model."""
     return ModelSpec(
         name=name,
@@ -60,12 +60,14 @@ def model_spec(name: str, model: ModelConfig, min_group_size: int) -> ModelSpec:
             dedupe_window_ms=milliseconds(model.join.dedupe_window),
             dedupe_max_ids=model.join.dedupe_max_ids,
         ),
+        counters=counters,
     )
 
 
-def build_engine(config: Config) -> Engine:
-    """A fresh engine for all models of a configuration."""
-    specs = [model_spec(name, model, config.privacy.min_group_size) for name, model in config.models.items()]
+def build_engine(config: Config, *, counters: bool = False) -> Engine:
+    """A fresh engine for all models of a configuration, with counters per group if wanted."""
+    least = config.privacy.min_group_size
+    specs = [model_spec(name, model, least, counters=counters) for name, model in config.models.items()]
     time = TimeSpec(milliseconds(config.time.bucket), milliseconds(config.time.grace))
     return Engine.of(specs, time)
 

@@ -72,12 +72,16 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """One integer sum per cell and time bucket; ``scale`` is the value of one integer step (1 for counts)."""
+    """One integer sum per cell and time bucket; ``scale`` is the value of one integer step (1 for counts).
+
+    ``counts`` says that it counts events, words or their weights: it never decreases as events come.
+    """
 
     name: str
     block: Block
     description: str
     scale: float = 1.0
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ def common_statistics(outcome_ttl_seconds: float) -> tuple[Statistic, ...]:
             "outcome",
             "sum of outcome time minus prediction time, in seconds",
             Grid(outcome_ttl_seconds).step,
+            counts=False,
         ),
     )
 
@@ -273,13 +278,17 @@ class Weighting:
         if self._grid is None:
             return ()
         return tuple(
-            self.total(f"{count.name}_weight", count.block, f"sum of weights: {count.description}", cap)
+            self.total(
+                f"{count.name}_weight", count.block, f"sum of weights: {count.description}", cap, counts=True
+            )
             for count in counts
         )
 
-    def total(self, name: str, block: Block, description: str, bound: float) -> Statistic:
+    def total(
+        self, name: str, block: Block, description: str, bound: float, *, counts: bool = False
+    ) -> Statistic:
         """The statistic that sums a real quantity of magnitude at most ``bound``, weighted or not."""
-        return Statistic(name, block, description, Grid(bound * (self.bound or 1)).step)
+        return Statistic(name, block, description, Grid(bound * (self.bound or 1)).step, counts)
 
     def amounts(self, statistic: Statistic, values: Floats | float, predictions: Records) -> Ints:
         """What events add to a :meth:`total` or to a twin, quantised once: weight * value."""
@@ -352,6 +361,16 @@ class Task(ABC):
 
         ``outcomes`` and ``delay`` are added by the engine.
         """
+
+    @property
+    def count_ratios(self) -> tuple[str, ...]:
+        """Metrics that are a ratio of two sums of counts: both sides can be shown as counters."""
+        counting = {s.name for s in self.statistics if s.counts}
+
+        def counts(form: Form | None) -> bool:
+            return form is not None and all(n in counting and factor > 0 for n, factor in form.items())
+
+        return tuple(n for n, m in self.metrics.items() if counts(m.numerator) and counts(m.denominator))
 
     @property
     def texts(self) -> bool:

@@ -252,7 +252,7 @@ def _statistics(score: BinaryScoreOptions | None, weighting: Weighting) -> list[
     statistics = [*selected, *weighting.twins(selected), *table, *weighting.twins(table)]
     if weighting.bound is not None:
         statistics.append(
-            weighting.total("predictions_weight", "prediction", "sum of weights: predictions", 1)
+            weighting.total("predictions_weight", "prediction", "sum of weights: predictions", 1, counts=True)
         )
     if score is None:
         return statistics

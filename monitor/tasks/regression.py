@@ -166,7 +166,9 @@ def _statistics(options: RegressionOptions, weighting: Weighting) -> list[Statis
         total("outcome_square_sum", "outcome", "sum of (outcome - middle of the range)**2", width**2 / 4),
     ]
     if weighting.bound is not None:
-        statistics.append(total("predictions_weight", "prediction", "sum of weights: predictions", 1))
+        statistics.append(
+            total("predictions_weight", "prediction", "sum of weights: predictions", 1, counts=True)
+        )
         statistics.append(total("outcomes_weight", "outcome", "sum of weights: outcomes", 1))
     if options.tolerance is not None:
         within = [Statistic("within_tolerance", "outcome", "outcomes with abs(e) <= tolerance")]

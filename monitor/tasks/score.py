@@ -197,7 +197,9 @@ def _statistics(options: ScoreOptions, weighting: Weighting, count: str) -> list
         weighting.total("value_square_sum", block, square, (high - low) ** 2 / 4),
     ]
     if weighting.bound is not None:
-        statistics.append(weighting.total(f"{count}_weight", block, f"sum of weights: {count}", 1))
+        statistics.append(
+            weighting.total(f"{count}_weight", block, f"sum of weights: {count}", 1, counts=True)
+        )
     if options.tail is not None:
         tail = [Statistic("tail", block, "values in the tail")]
         statistics += [*tail, *weighting.twins(tail)]

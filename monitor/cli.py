@@ -6,7 +6,9 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -78,6 +80,15 @@ class InputFormat(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     PARQUET = "parquet"
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="the YAML configuration")]
@@ -164,6 +175,27 @@ def replay(
         )
     if result.rejects and not (dead_letters or settings.dead_letter.path):
         err.print("--dead-letters FILE keeps the rejected events with their reasons", style="dim")
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    log_level: Annotated[LogLevel, typer.Option(help="what is logged")] = LogLevel.INFO,
+) -> None:
+    """Watch topics and posted events until told to stop.
+
+    Serves /metrics, /livez and /readyz, sends alerts, and logs JSON lines to standard output. SIGTERM and
+    Ctrl-C end it in order: what was taken in is counted, positions are committed, alerts are sent.
+    """
+    from monitor.logs import set_up_logs
+    from monitor.service import Service
+
+    settings = load_config(config, os.environ)
+    set_up_logs(log_level.upper())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    Service(settings).run(stop)
 
 
 @app.command()

@@ -16,8 +16,10 @@ BYTES_PER_SUM = 8
 """Sums and cell numbers are 64-bit integers."""
 SERIES_PER_VALUE = 3
 """A value of a metric is exported with its support and its status."""
-SERIES_PER_GAP = 2
-"""A gap is exported with its status."""
+SERIES_PER_GROUP = 3
+"""Of a group, predictions, outcomes and those that waited in vain are counted."""
+SERIES_PER_RULE = 5
+"""A rule is exported with its tolerance, two counts of alerts and two of transitions."""
 
 ASSUMPTIONS = (
     "Every cell that fits is counted as used in every time bucket and window; real traffic fills fewer.",
@@ -26,8 +28,9 @@ ASSUMPTIONS = (
     "A window keeps its running sums and the closed steps inside it; windows that slide by the time bucket "
     "share their steps.",
     "Predictions that wait for their outcome, remembered ids and candidates beyond max_cells come on top.",
-    "One series per group and statistic; per group, metric and window three (value, support, status); "
-    "per gap, pair of groups and window two (value, status); per rule and pair of groups one.",
+    "Series: per group, metric and window three (value, support, status); per group three counters, and two "
+    "for each metric that is a ratio of counts; per gap, pair of groups and window two (value, status), "
+    "between groups three; per rule five, and one per pair of groups. The monitor's own health comes on top.",
 )
 """What the figures rest on."""
 
@@ -121,7 +124,7 @@ def _describe_model(name: str, model: ModelConfig, time: TimeConfig) -> ModelPla
         open_buckets=open_buckets,
         closed_steps=closed_steps,
         memory_bytes=cells * (tables * row + closed_steps * (row + BYTES_PER_SUM)),
-        series=_series(model, groupings, statistics),
+        series=_series(model, groupings),
     )
 
 
@@ -149,13 +152,20 @@ def _closed_steps(model: ModelConfig, bucket: timedelta) -> int:
     return shared + own
 
 
-def _series(model: ModelConfig, groupings: Sequence[GroupingPlan], statistics: int) -> int:
+def _series(model: ModelConfig, groupings: Sequence[GroupingPlan]) -> int:
     groups = {g.attributes: g.groups for g in groupings}
-    windows = len(model.windows)
-    values = sum(groups.values()) * (statistics + len(model.metric_names) * windows * SERIES_PER_VALUE)
-    gaps = sum(_pairs(gap.spec, groups[gap.groups]) for gap in model.gaps) * windows * SERIES_PER_GAP
-    rules = sum(_pairs(rule.spec, groups[rule.groups]) for rule in model.rules)
-    return values + gaps + rules
+    everybody = 1
+    windows, shown = len(model.all_windows), len(model.metric_names)
+    counters = SERIES_PER_GROUP + 2 * len(
+        set(model.build_task().count_ratios).intersection(model.metric_names)
+    )
+    values = (sum(groups.values()) + everybody) * (counters + shown * windows * SERIES_PER_VALUE)
+    withheld = len(groups) + everybody
+    gaps = sum(
+        _pairs(gap.spec, groups[gap.groups]) * (3 if gap.comparison == "between" else 2) for gap in model.gaps
+    )
+    rules = sum(_pairs(rule.spec, groups[rule.groups]) + SERIES_PER_RULE for rule in model.rules)
+    return values + withheld + gaps * windows + rules + windows
 
 
 def _pairs(spec: GapSpec, groups: int) -> int:

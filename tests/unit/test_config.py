@@ -527,7 +527,7 @@ time: {grace: 1m, max_future: 2m}
     assert [g.groups for g in model.groupings] == [4, 20]
     assert (model.open_buckets, model.closed_steps) == (4, 120 + 25)
     assert model.memory_bytes == 20 * 8 * ((4 + 4) * statistics + 145 * (statistics + 1))
-    assert model.series == 24 * (statistics + 9) + 4 * 3 * 2 + 4
+    assert model.series == 25 * (5 + 4 * 3) + 3 + 4 * 3 * 4 + (4 + 5) + 4
     capped = text.replace("    task: binary", "    task: binary\n    max_cells: 7")
     assert describe(parse_config(capped)).models[0].cells_bound == "max_cells"
     assert describe(parse_config(capped)).models[0].cells == 7

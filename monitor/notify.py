@@ -1,0 +1,89 @@
+"""Alerts on their way to people: what is sent, what is too old to be sent, what is logged.
+
+An alert that began to fire further back than ``alerts.max_age`` is held: a backfill pages nobody. It is
+sent after all when the service has caught up and it still fires. A resolve follows its firing only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from monitor.alerts import Alert, AlertState, Transition
+from monitor.rows import alert_row
+from monitor.sinks.outbox import Channel
+from monitor.sinks.webhook import alert_message
+from monitor.times import format_time
+
+logger = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Sends the transitions of alerts to all channels.
+
+    State: the alerts that are firing, and the number of transitions of each rule.
+    """
+
+    def __init__(self, channels: Sequence[Channel], max_age_ms: int) -> None:
+        self.channels = channels
+        self.counts: Counter[tuple[str, str, AlertState]] = Counter()
+        self._max_age_ms = max_age_ms
+        self._held: set[str] = set()
+        self._sent: set[str] = set()
+
+    @property
+    def held(self) -> int:
+        """Alerts that are firing and were not sent."""
+        return len(self._held)
+
+    def tell(self, transitions: Sequence[Transition], now_ms: int) -> None:
+        """Alerts changed their state."""
+        for transition in transitions:
+            rule, episode = transition.alert.rule, transition.alert.episode
+            self.counts[rule.model, rule.name, transition.state] += 1
+            _log(transition)
+            if transition.state is AlertState.FIRING:
+                if transition.at < now_ms - self._max_age_ms:
+                    self._held.add(episode)
+                else:
+                    self._send(transition)
+            elif transition.state is AlertState.RESOLVED:
+                self._held.discard(episode)
+                if episode in self._sent:
+                    self._sent.discard(episode)
+                    self._send(transition)
+
+    def catch_up(self, active: Iterable[Alert], closed_until: int | None, now_ms: int) -> None:
+        """Send held alerts, as they are among ``active`` now, once the monitor has come near the clock."""
+        if self._held and closed_until is not None and closed_until >= now_ms - self._max_age_ms:
+            for alert in active:
+                if alert.episode in self._held:
+                    self._send(Transition(closed_until, alert))
+            self._held.clear()
+
+    def _send(self, transition: Transition) -> None:
+        if transition.state is AlertState.FIRING:
+            self._sent.add(transition.alert.episode)
+        message = alert_message(transition, alert_row)
+        for channel in self.channels:
+            channel.send(message)
+
+
+def _log(transition: Transition) -> None:
+    alert = transition.alert
+    if transition.state is AlertState.PENDING:
+        return
+    logger.warning(
+        "alert %s",
+        transition.state,
+        extra={
+            "model": alert.rule.model,
+            "rule": alert.rule.name,
+            "severity": alert.rule.severity,
+            "fingerprint": alert.fingerprint,
+            "event_time": format_time(transition.at),
+            "value": alert.value,
+            "tolerance": alert.rule.tolerance,
+        },
+    )

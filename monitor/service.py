@@ -1,0 +1,347 @@
+"""The long-running service: events in, numbers and alerts out, until it is told to stop.
+
+One thread turns the loop below; the HTTP server and every channel have a thread of their own and never
+make the loop wait. A turn is
+
+1. take what has come: records of topics, posted events;
+2. decode and judge it, join and count it; what is not accepted goes to the dead letters;
+3. decide which partitions are idle, so that the others need not wait for them;
+4. close time buckets, take gaps, evaluate rules;
+5. hand alerts to the channels;
+6. acknowledge: dead letters out, posts answered, offsets committed;
+7. show it: the text that Prometheus scrapes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from threading import Event
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from monitor.clock import format_duration
+from monitor.config import Config
+from monitor.errors import MonitorError
+from monitor.exposition import Samples, group_samples, text
+from monitor.health import Tally, health_samples
+from monitor.kafka_client import connection_options, make_producer
+from monitor.letters import Letters
+from monitor.notify import Notifier
+from monitor.records import RecordBatch
+from monitor.sinks.kafka import TopicLetters, letter_options
+from monitor.sinks.outbox import Channel
+from monitor.sinks.webhook import Webhook, WebhookTarget
+from monitor.sources.http import Inbox, Post, Receipt
+from monitor.sources.kafka import KafkaSource, KafkaStatus, TopicStart, kafka_source
+from monitor.web import Board, WebServer, make_app
+from monitor.wiring import build_decoders, build_engine, milliseconds
+
+logger = logging.getLogger(__name__)
+
+_HEALTH_SECONDS = 0.5
+_EVALUATE_SECONDS = 1.0
+_EVALUATE_SHARE = 0.1
+"""Most of the time that taking group numbers for /metrics may use."""
+_COMMIT_SECONDS = 2.0
+_POLL_SECONDS = 0.25
+_POLL_BESIDE_POSTS_SECONDS = 0.05
+_LETTERS_SECONDS = 0.5
+_COMMIT_WAIT_SECONDS = 5.0
+_FLUSH_SECONDS = 10.0
+_AHEAD_MS = 3_600_000
+"""Event time by which a partition may be ahead of what is closed before it has to wait."""
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Service:
+    """Everything that runs, and the loop that turns it; see the module's text for the steps of a turn.
+
+    Parameters
+    ----------
+    config
+        The configuration. Raises MonitorError when it names nothing that events could come from.
+    now_ms, monotonic
+        Clocks: ms since 1970, and seconds that never jump.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        now_ms: Callable[[], int] = now_ms,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._now_ms = now_ms
+        self._monotonic = monotonic
+        self.engine = build_engine(config, counters=True)
+        self._decoders = build_decoders(config, self.engine)
+        self._kafka = _kafka_source(config, now_ms)
+        posted = {s.name: s.http.max_body_bytes for s in config.sources if s.http is not None}
+        if self._kafka is None and not posted:
+            raise MonitorError(
+                "there is nothing to run on: give a source kafka: {topics: […]}, or http: {} "
+                "(files are read by fairness-monitor replay)"
+            )
+        self._inbox = Inbox()
+        self._posted = posted
+        self._quiet_posts = {_posted(name): now_ms() for name in posted}
+        self._partitions: dict[str, str] = {}
+        for name in posted:
+            self._add_partition(_posted(name), name)
+        self._tally = Tally(now_ms())
+        self._letters = Letters(config.dead_letter.path, _topic_letters(config))
+        self._notifier = Notifier(_channels(config, now_ms), milliseconds(config.alerts.max_age))
+        self._process = ProcessCollector(registry=CollectorRegistry())
+        self._idle: dict[str, bool] = {}
+        self._stale: dict[str, bool] = {}
+        self._answers: list[tuple[Post, Receipt]] = []
+        self._shown: object = None
+        self._evaluate_at = self._health_at = self._commit_at = 0.0
+        self.board = Board()
+        server = config.server
+        app = make_app(
+            self.board,
+            monotonic=monotonic,
+            now_ms=now_ms,
+            metrics_token=server.metrics_token.get_secret_value() if server.metrics_token else None,
+            inbox=self._inbox,
+            ingest_token=server.ingest_token.get_secret_value() if server.ingest_token else None,
+            max_body_bytes=posted,
+        )
+        self.web = WebServer(app, server)
+
+    def run(self, stop: Event) -> None:
+        """Turn the loop until ``stop`` is set, then drain: count what was taken, commit, send alerts."""
+        for channel in self._notifier.channels:
+            channel.start()
+        self._show(force=True)
+        self.web.start()
+        logger.info("listening", extra={"listen": self._config.server.address[0], "port": self.web.port})
+        try:
+            while not stop.is_set():
+                self.turn()
+            logger.info("draining")
+            self._drain()
+        finally:
+            self._close()
+        logger.info("stopped")
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        # 1 take what has come
+        records, posts = self._take()
+        # 2 decode, judge, join, count
+        if self._kafka is not None:
+            for batch in records:
+                self._apply(batch, self._kafka.source_of(batch.partition))
+                self._kafka.applied(batch)
+        for post in posts:
+            self._apply_post(post)
+        # 3 decide which partitions are idle
+        self._settle_idle()
+        # 4 close time buckets, evaluate rules
+        transitions = self.engine.advance() + self.engine.rest(self._now_ms()) if self._complete() else []
+        # 5 hand alerts to the channels
+        self._notifier.tell(transitions, self._now_ms())
+        active = (a for model in self.engine.models.values() for a in model.alerts)
+        self._notifier.catch_up(active, self.engine.closed_until, self._now_ms())
+        # 6 acknowledge
+        self._acknowledge()
+        # 7 show it
+        self._show()
+
+    def _take(self) -> tuple[Sequence[RecordBatch], list[Post]]:
+        if self._kafka is None:
+            return (), self._inbox.take(_POLL_SECONDS)
+        records = self._kafka.poll(_POLL_BESIDE_POSTS_SECONDS if self._posted else _POLL_SECONDS)
+        return records, self._inbox.take(0) if self._posted else []
+
+    def _apply(self, records: RecordBatch, source: str) -> Receipt:
+        """Decode, judge, join and count a batch; what is not accepted goes to the dead letters."""
+        now = self._now_ms()
+        self._add_partition(records.partition, source)
+        decoded = self._decoders[source].decode(records)
+        self._tally.read(len(records), decoded.batches, now)
+        late = self.engine.step(records.partition, decoded.batches).tolist()
+        rejects = [*decoded.rejects, *(records.late(i) for i in late)]
+        self._tally.join.count(decoded.read - len(rejects), 0, now)
+        self._tally.reject(source, rejects)
+        self._letters.write(rejects)
+        return Receipt(decoded.read, decoded.read - len(rejects), rejects)
+
+    def _apply_post(self, post: Post) -> None:
+        partition = _posted(post.source)
+        self._quiet_posts[partition] = self._now_ms()
+        self._answers.append((post, self._apply(post.records(partition), post.source)))
+
+    def _add_partition(self, partition: str, source: str) -> None:
+        if partition not in self._partitions:
+            self._partitions[partition] = source
+            self.engine.add_partition(partition)
+
+    def _settle_idle(self) -> None:
+        """Tell the engine which partitions have had no news for ``time.idle_after``."""
+        quiet = dict[str, int | None](self._quiet_posts)
+        if self._kafka is not None:
+            status = self._kafka.status()
+            for name, at in status.partitions.items():
+                self._add_partition(name, at.source)
+                quiet[name] = at.quiet_since_ms
+            self._hold_back(self._kafka, status)
+        now, patience = self._now_ms(), milliseconds(self._config.time.idle_after)
+        for partition in self._partitions:
+            since = quiet.get(partition, 0)  # a partition that is gone has no news
+            idle = since is not None and now - since >= patience
+            if idle is not self._idle.get(partition, False):
+                self._idle[partition] = idle
+                self.engine.set_idle(partition, idle)
+
+    def _hold_back(self, kafka: KafkaSource, status: KafkaStatus) -> None:
+        """Pause partitions far ahead in event time, to keep few time buckets open; all while letters wait."""
+        marks = {name: self.engine.watermark(name) for name in status.partitions}
+        closed = self.engine.closed_until
+        known = [m for m in marks.values() if m is not None]
+        base = closed if closed is not None else min(known, default=0)
+        ahead = {name for name, m in marks.items() if m is not None and m - base > _AHEAD_MS}
+        if self._letters.full:
+            ahead = set(status.partitions)
+        paused = {name for name, at in status.partitions.items() if at.paused}
+        if ahead - paused:
+            kafka.pause(ahead - paused)
+        if paused - ahead:
+            kafka.resume(paused - ahead)
+
+    def _complete(self) -> bool:
+        """Are all partitions known that time buckets must wait for?"""
+        return self._kafka is None or self._kafka.status().ready
+
+    def _acknowledge(self, *, wait_seconds: float = 0.0) -> None:
+        """Dead letters first: what is committed or answered is not read again."""
+        now = self._monotonic()
+        due = wait_seconds > 0 or now >= self._commit_at
+        if due and self._letters.flush(max(wait_seconds, _LETTERS_SECONDS)) and self._kafka is not None:
+            self._kafka.commit(wait_seconds)
+        if due:
+            self._commit_at = now + _COMMIT_SECONDS
+        for post, receipt in self._answers:
+            post.receipt.set_result(receipt)
+        self._answers.clear()
+
+    def _show(self, *, force: bool = False) -> None:
+        """Renew what /metrics, /livez and /readyz show, when it is time to."""
+        now, wall = self._monotonic(), self._now_ms()
+        board = self.board
+        board.heartbeat = now
+        if force or now >= self._health_at:
+            self._health_at = now + _HEALTH_SECONDS
+            self._note_stale(wall)
+            board.waiting_for = self._waiting_for()
+            board.health = text(self._health(wall), self._process)
+        shown = (self.engine.closed_until, *self._stale.values(), self._notifier.counts.total())
+        if force or (shown != self._shown and now >= self._evaluate_at):
+            self._shown = shown
+            board.groups = text(group_samples(self.engine, self._stale, self._notifier.counts, wall / 1000))
+            took = self._monotonic() - now
+            self._evaluate_at = now + max(_EVALUATE_SECONDS, took / _EVALUATE_SHARE)
+
+    def _health(self, wall: int) -> Samples:
+        return health_samples(
+            self.engine,
+            self._tally,
+            now_ms=wall,
+            partitions=self._partitions,
+            idle=self._idle,
+            stale=self._stale,
+            kafka=self._kafka.status() if self._kafka is not None else None,
+            notifier=self._notifier,
+            letters=self._letters.counts(),
+            ingest_codes=dict(self.board.ingest_codes),
+        )
+
+    def _note_stale(self, wall: int) -> None:
+        patience = milliseconds(self._config.health.stale_after)
+        for name in self.engine.models:
+            stale = wall - self._tally.last_event(name) >= patience
+            if stale is not self._stale.get(name, False):
+                if stale:
+                    silence = format_duration(self._config.health.stale_after)
+                    logger.warning("model %s had no event for %s", name, silence, extra={"model": name})
+                else:
+                    logger.info("model %s has events again", name, extra={"model": name})
+            self._stale[name] = stale
+
+    def _waiting_for(self) -> tuple[str, ...]:
+        if self._kafka is None:
+            return ()
+        status = self._kafka.status()
+        if status.ready and status.partitions:
+            return ()
+        if status.ready:
+            return tuple(f"topic {topic} does not exist yet" for topic in status.missing_topics)
+        return (status.last_error or "the brokers have not answered yet",)
+
+    def _drain(self) -> None:
+        """Finish what was taken in: nothing that was answered or committed is lost."""
+        self._inbox.close()
+        for post in self._inbox.take(0):
+            self._apply_post(post)
+        transitions = self.engine.advance() if self._complete() else []
+        self._notifier.tell(transitions, self._now_ms())
+        self._acknowledge(wait_seconds=_COMMIT_WAIT_SECONDS)
+        self._show(force=True)
+        deadline = self._monotonic() + _FLUSH_SECONDS
+        for channel in self._notifier.channels:
+            channel.flush(max(0.0, deadline - self._monotonic()))
+
+    def _close(self) -> None:
+        self.web.close()
+        for channel in self._notifier.channels:
+            channel.close()
+        if self._kafka is not None:
+            self._kafka.close()
+        self._letters.close()
+
+
+def _posted(source: str) -> str:
+    """Name of the partition of posted events: no topic and no other source can have it."""
+    return f"http/{source}"
+
+
+def _kafka_source(config: Config, now_ms: Callable[[], int]) -> KafkaSource | None:
+    topics = [
+        TopicStart(topic, source.name, source.kafka.start)
+        for source in config.sources
+        if source.kafka is not None
+        for topic in source.kafka.topics
+    ]
+    if not topics or config.kafka is None:
+        return None
+    return kafka_source(config.kafka, topics, now_ms)
+
+
+def _topic_letters(config: Config) -> TopicLetters | None:
+    if config.dead_letter.topic is None or config.kafka is None:
+        return None
+    options = {**connection_options(config.kafka), **letter_options(config.limits.max_message_bytes)}
+    return TopicLetters(config.dead_letter.topic, lambda: make_producer(**options))
+
+
+def _channels(config: Config, now_ms: Callable[[], int]) -> list[Channel]:
+    channels = []
+    for name, webhook in config.alerts.webhooks.items():
+        target = WebhookTarget(
+            name,
+            webhook.url.get_secret_value(),
+            tuple(s.get_secret_value() for s in webhook.secrets),
+            webhook.timeout.total_seconds(),
+            webhook.allow_private,
+        )
+        channels.append(Channel(name, Webhook(target, now_ms=now_ms), now_ms=now_ms))
+    return channels

@@ -1,0 +1,121 @@
+"""Events that are posted: what waits between the HTTP server and the loop.
+
+The server's thread hands in requests and waits for receipts; the loop takes them, applies them and
+says what came of each. Both sides are bounded: what does not fit is refused, and the sender tries again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition
+
+import xxhash
+
+from monitor.records import RecordBatch, Reject
+
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+MAX_KEYS = 100_000
+"""Idempotency keys remembered; the oldest are forgotten first."""
+
+
+class Refused(Exception):
+    """A request that is not taken in; ``code`` is its HTTP status."""
+
+    def __init__(self, code: int, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What came of a request: events read, accepted, and rejected with their reasons."""
+
+    read: int
+    accepted: int
+    rejects: Sequence[Reject]
+
+
+@dataclass(slots=True, eq=False)
+class Post:
+    """One request: its records, and the receipt its sender waits for."""
+
+    source: str
+    body: bytes
+    arrival_ms: int
+    receipt: Future[Receipt] = field(default_factory=Future)
+
+    def records(self, partition: str) -> RecordBatch:
+        """The lines of the body; positions are line numbers from 1. Blank lines are no records."""
+        lines = self.body.split(b"\n")
+        numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        return RecordBatch(
+            partition,
+            [line for _, line in numbered],
+            [n for n, _ in numbered],
+            self.arrival_ms,
+            ascii=self.body.isascii(),
+        )
+
+
+class Inbox:
+    """Requests between the server and the loop.
+
+    State: at most ``max_waiting_bytes`` of bodies, ``max_keys`` idempotency keys with their receipts.
+    """
+
+    def __init__(self, max_waiting_bytes: int = MAX_WAITING_BYTES, max_keys: int = MAX_KEYS) -> None:
+        self._changed = Condition()
+        self._waiting: deque[Post] = deque()
+        self._bytes = 0
+        self._max_bytes = max_waiting_bytes
+        self._max_keys = max_keys
+        self._keys: OrderedDict[tuple[str, str], tuple[int, Future[Receipt]]] = OrderedDict()
+        self._closed = False
+
+    def submit(self, post: Post, key: str | None = None) -> Future[Receipt]:
+        """Hand in a request; the same ``key`` again gives the receipt of the first, and counts once.
+
+        Raises
+        ------
+        Refused
+            422 when the key came with another body before, 503 when the inbox is full or closed.
+        """
+        digest = xxhash.xxh3_64_intdigest(post.body)
+        with self._changed:
+            known = self._keys.get((post.source, key)) if key is not None else None
+            if known is not None:
+                if known[0] != digest:
+                    message = "this Idempotency-Key came with other events before; use a key per request"
+                    raise Refused(422, message)
+                return known[1]
+            if self._closed:
+                raise Refused(503, "the monitor is shutting down; send the events again soon")
+            if self._waiting and self._bytes + len(post.body) > self._max_bytes:
+                raise Refused(503, "too many events wait to be counted; send these again in a second")
+            self._waiting.append(post)
+            self._bytes += len(post.body)
+            if key is not None:
+                self._keys[post.source, key] = digest, post.receipt
+                if len(self._keys) > self._max_keys:
+                    self._keys.popitem(last=False)
+            self._changed.notify()
+        return post.receipt
+
+    def take(self, seconds: float) -> list[Post]:
+        """All requests that wait; when there are none, wait for one up to ``seconds``."""
+        with self._changed:
+            if not self._waiting and seconds > 0:
+                self._changed.wait(seconds)
+            posts = list(self._waiting)
+            self._waiting.clear()
+            self._bytes = 0
+        return posts
+
+    def close(self) -> None:
+        """Refuse what comes from now on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()

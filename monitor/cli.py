@@ -269,10 +269,29 @@ def demo(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="other patients, same story")] = 7,
     speed: Annotated[float, typer.Option(help="times the usual pace")] = 1.0,
+    kafka: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="send the events to topics predictions and outcomes, with times of now"
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="with --kafka: utterances a second")] = 10.0,
+    seconds: Annotated[float | None, typer.Option(help="with --kafka: stop after this long")] = None,
 ) -> None:
-    """Watch a hospital transcription service: half-way, a new scanner disturbs one ward."""
+    """Watch a hospital transcription service: half-way, a new scanner disturbs one ward.
+
+    With --kafka the same hospital feeds a monitor that runs: the gap opens and closes in turns of 10 minutes.
+    """
     from monitor import demo as show
 
+    if kafka is not None:
+        from monitor.demo.produce import produce
+
+        def tell(line: str) -> None:
+            out.print(line, markup=False, soft_wrap=True)
+
+        produce(kafka, rate=rate, seconds=seconds, seed=seed, tell=tell)
+        return
     if config:
         sys.stdout.write(show.CONFIG)
         return

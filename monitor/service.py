@@ -129,6 +129,9 @@ class Service:
                 self.turn()
             logger.info("draining")
             self._drain()
+        except Exception:
+            logger.critical("the service failed; please report this", exc_info=True)
+            raise
         finally:
             self._close()
         logger.info("stopped")
@@ -242,7 +245,7 @@ class Service:
         if force or now >= self._health_at:
             self._health_at = now + _HEALTH_SECONDS
             self._note_stale(wall)
-            board.waiting_for = self._waiting_for()
+            self._note_readiness()
             board.health = text(self._health(wall), self._process)
         shown = (self.engine.closed_until, *self._stale.values(), self._notifier.counts.total())
         if force or (shown != self._shown and now >= self._evaluate_at):
@@ -276,6 +279,15 @@ class Service:
                 else:
                     logger.info("model %s has events again", name, extra={"model": name})
             self._stale[name] = stale
+
+    def _note_readiness(self) -> None:
+        waiting = self._waiting_for()
+        if waiting != self.board.waiting_for:
+            if waiting:
+                logger.info("waiting: %s", "; ".join(waiting))
+            else:
+                logger.info("ready", extra={"partitions": len(self._partitions)})
+        self.board.waiting_for = waiting
 
     def _waiting_for(self) -> tuple[str, ...]:
         if self._kafka is None:

@@ -59,21 +59,29 @@ class Hospital:
     """Transcripts and, minutes later, their corrected texts, as the bytes of JSON events.
 
     Everything follows from ``seed``: which events, with which errors, at which time after ``start_ms``.
+    ``delay`` stretches or shortens the wait for corrected texts (median 4 minutes), and every id begins
+    with ``prefix``.
     """
 
-    def __init__(self, seed: int, start_ms: int) -> None:
+    def __init__(self, seed: int, start_ms: int, *, delay: float = 1.0, prefix: str = "u") -> None:
         self._random = np.random.default_rng(seed)
         self._start = start_ms
+        self._delay = delay
+        self._prefix = prefix
         self._waiting: list[tuple[int, int, bytes]] = []
         self._sent = 0
 
     def minute(self, number: int) -> list[bytes]:
         """Events that arrive in a minute, in their order of arrival."""
         begin = self._start + number * MINUTE_MS
-        for _ in range(int(self._random.poisson(PER_MINUTE))):
-            self._speak(begin + int(self._random.integers(MINUTE_MS)), scanner=number >= OPENED)
+        return self.between(begin, begin + MINUTE_MS, PER_MINUTE, scanner=number >= OPENED)
+
+    def between(self, begin_ms: int, end_ms: int, expected: float, *, scanner: bool) -> list[bytes]:
+        """Events that arrive in a span, of about ``expected`` more utterances; spans follow each other."""
+        for _ in range(int(self._random.poisson(expected))):
+            self._speak(begin_ms + int(self._random.integers(end_ms - begin_ms)), scanner=scanner)
         arrived = []
-        while self._waiting and self._waiting[0][0] < begin + MINUTE_MS:
+        while self._waiting and self._waiting[0][0] < end_ms:
             arrived.append(heapq.heappop(self._waiting)[2])
         return arrived
 
@@ -86,7 +94,7 @@ class Hospital:
         rate += harm * scanner + 0.0005 * max(noise - 50, 0)
         said = _SAID[int(random.integers(len(_SAID)))]
         heard = _mishear(random, said, min(rate * float(random.gamma(4, 0.25)), 0.9))
-        name = f"u{self._sent:06d}"
+        name = f"{self._prefix}{self._sent:06d}"
         attributes: dict[str, object] = {"accent": accent, "ward": ward, "noise_db": noise}
         luck = float(random.random())
         if luck < 0.04:
@@ -98,7 +106,7 @@ class Hospital:
             "hypothesis": " ".join(heard),
         }
         self._send(at, prediction)
-        known = at + int(min(random.lognormal(1.4, 0.5), 20) * MINUTE_MS)
+        known = at + int(min(random.lognormal(1.4, 0.5), 20) * MINUTE_MS * self._delay)
         if luck < 0.97:
             self._send(known, {"id": name, "time": format_time(known), "reference": " ".join(said)})
         if luck > 0.996:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
 from standardwebhooks.webhooks import Webhook as Verifier
 
-from monitor.config_file import parse_config
-from monitor.replay import replay
-from monitor.sinks.dead_letter import DeadLetters
-from monitor.sources.files import FileInput
 from tests.integration.broker import KafkaServer
 from tests.integration.receiver import WebhookReceiver
-from tests.integration.servers import MonitorProcess, PrometheusServer, wait_until
+from tests.integration.servers import PrometheusServer, wait_until
+from tests.integration.service_helpers import SECRET, RunMonitor, kafka_config, produce, replayed
 from tests.integration.test_published import COMPAS, NOW, predictions_and_outcomes
-
-RunMonitor = Callable[..., MonitorProcess]
-SECRET = "whsec_dGhpcyBpcyBhIHRlc3Qgc2VjcmV0IG9mIDMyIGI="
 
 COMPAS_CONFIG: dict[str, Any] = {
     "models": {
@@ -76,37 +68,6 @@ def compas_events() -> tuple[list[bytes], list[bytes]]:
     return lines(predictions), lines(outcomes)
 
 
-def produce(kafka: KafkaServer, topic: str, payloads: Iterable[bytes], **options: Any) -> None:
-    """Send payloads, keyed by their number, so that all partitions get some."""
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, **options})
-    for i, payload in enumerate(payloads):
-        producer.produce(topic, payload, key=str(i))
-        if i % 1000 == 0:
-            producer.poll(0)
-    assert producer.flush(30) == 0
-
-
-def kafka_config(base: dict[str, Any], kafka: KafkaServer, *topics: str, **parts: Any) -> str:
-    """A configuration that reads topics; YAML reads JSON."""
-    config = copy.deepcopy({**base, **parts})
-    config["kafka"] = {"bootstrap_servers": kafka.bootstrap, "group": f"group-{topics[0]}"}
-    config.setdefault("sources", [{}])[0]["kafka"] = {"topics": list(topics)}
-    return json.dumps(config)
-
-
-def replayed(config: dict[str, Any], folder: Path, **files: list[bytes]) -> dict[str, Any]:
-    """What replay says of the same events."""
-    inputs = []
-    for name, lines in files.items():
-        path = folder / f"{name}.jsonl"
-        path.write_bytes(b"\n".join(lines) + b"\n")
-        inputs.append(FileInput(str(path), "events"))
-    result = replay(
-        parse_config(json.dumps(config)), inputs, now_ms=lambda: NOW, dead_letters=DeadLetters(None)
-    )
-    return result.document()
-
-
 def test_compas_from_topics_to_prometheus_and_a_webhook(
     kafka: KafkaServer,
     prometheus_binary: str,
@@ -136,7 +97,7 @@ def test_compas_from_topics_to_prometheus_and_a_webhook(
         60,
         "everybody is counted",
     )
-    expected = replayed(COMPAS_CONFIG, tmp_path, predictions=predictions, outcomes=outcomes)
+    expected = replayed(COMPAS_CONFIG, tmp_path, NOW, predictions=predictions, outcomes=outcomes)
     with PrometheusServer(tmp_path / "prometheus", [monitor.address]) as prometheus:
         query = 'fairness_group_value{metric="false_positive_rate",grouping="race"}'
         wait_until(lambda: prometheus.query(query), 20, "Prometheus has scraped the monitor")

@@ -130,12 +130,6 @@ class Consumer(Protocol):
     def positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """The next offsets to read, beyond markers and gaps, as far as they are known."""
 
-    def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """Hand over nothing of these partitions. What was fetched is kept."""
-
-    def resume(self, partitions: Sequence[TopicPartition]) -> None:
-        """Undo pause."""
-
     def poll(self, seconds: float, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
         """Records, as soon as there are some.
 
@@ -378,12 +372,6 @@ class _Consumer:
             return found
 
         return self._call(ask)
-
-    def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        self._call(lambda: self._consumer.pause(*self._theirs(partitions)))
-
-    def resume(self, partitions: Sequence[TopicPartition]) -> None:
-        self._call(lambda: self._consumer.resume(*self._theirs(partitions)))
 
     def poll(self, seconds: float, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
         def ask() -> Mapping[TopicPartition, Sequence[Record]]:

@@ -11,6 +11,7 @@ from textwrap import fill
 from monitor.clock import format_duration, format_window, slide_step
 from monitor.config import AttributeConfig, Config, ModelConfig, RuleConfig, TimeConfig
 from monitor.gap_names import GapSpec
+from monitor.times import format_time
 
 BYTES_PER_SUM = 8
 """Sums and cell numbers are 64-bit integers."""
@@ -75,9 +76,10 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the whole configuration takes."""
+    """What the whole configuration takes; ``service`` says in words what ``run`` would connect to."""
 
     models: tuple[ModelPlan, ...]
+    service: tuple[tuple[str, str], ...]
     time_bucket: str
     memory_bytes: int
     series: int
@@ -92,10 +94,40 @@ def describe(config: Config) -> Plan:
     models = tuple(_describe_model(name, model, config.time) for name, model in config.models.items())
     return Plan(
         models,
+        tuple(_service_rows(config)),
         format_duration(config.time.bucket),
         sum(m.memory_bytes for m in models),
         sum(m.series for m in models),
     )
+
+
+def _service_rows(config: Config) -> list[tuple[str, str]]:
+    rows = []
+    for source in config.sources:
+        if source.kafka is not None and config.kafka is not None:
+            start = source.kafka.start
+            begin = format_time(start) if isinstance(start, int) else start
+            where = f"{', '.join(config.kafka.bootstrap_servers)} ({config.kafka.security.protocol})"
+            rows.append(
+                ("source", f"{source.name}: topics {', '.join(source.kafka.topics)} of {where}, from {begin}")
+            )
+        if source.http is not None:
+            rows.append(("source", f"{source.name}: events posted to /v1/events?source={source.name}"))
+    if not rows:
+        return [("source", "none: only replay has anything to read; give a source kafka: or http:")]
+    if config.kafka is not None:
+        group = config.kafka.group
+        rows.append(("positions", f"committed as group {group}" if group else "not committed: group is null"))
+    rows.append(("listens at", config.server.listen))
+    rows += [("webhook", name) for name in config.alerts.webhooks] or [
+        ("webhook", "none: alerts show in /metrics and the log only")
+    ]
+    letters = [f"file {config.dead_letter.path}"] if config.dead_letter.path else []
+    letters += [f"topic {config.dead_letter.topic}"] if config.dead_letter.topic else []
+    rows.append(
+        ("rejects", " and ".join(letters) or "only counted: set dead_letter.path or dead_letter.topic")
+    )
+    return rows
 
 
 def _describe_model(name: str, model: ModelConfig, time: TimeConfig) -> ModelPlan:
@@ -212,6 +244,9 @@ def render(plan: Plan) -> str:
     for model in plan.models:
         lines += [f"model {model.name}", *_rows(_model_rows(model, plan.time_bucket)), ""]
     lines += [
+        "run",
+        *_rows(plan.service),
+        "",
         "in all",
         *_rows(
             [("memory", f"at most {format_bytes(plan.memory_bytes)}"), ("series", f"at most {plan.series:,}")]

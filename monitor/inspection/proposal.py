@@ -20,6 +20,8 @@ from monitor.times import parse_time
 _GRACES = [timedelta(minutes=5), timedelta(hours=1), *(n * DAY for n in (1, 7, 30, 90, 365, 3_650, 36_500))]
 _BUCKETS = [(timedelta(minutes=1), ""), (timedelta(hours=1), "1d, 7d, all"), (DAY, "30d, all")]
 """Lengths of time buckets, each with the windows that suit it; the first has those of the defaults."""
+_BROKERS = "kafka: {bootstrap_servers: localhost:9092}"
+_TOPICS = "kafka: {topics: [events], start: earliest}"
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RESERVED = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 
@@ -46,9 +48,10 @@ def propose(guess: Guess, source: FileInput, found: Sample) -> str:
         lines.append(_noted(f"    attributes: {{{', '.join(bins)}}}", "near the quartiles"))
     lines += [f"    windows: [{windows}]"] if windows else []
     told_by_name = source.format in ("auto", replace(source, format="auto").resolved_format())
-    lines.append("sources:")
+    lines += ["# To run on a topic, say where it is: take out the two # below.", f"# {_BROKERS}", "sources:"]
     lines += ["  - fields:"] if told_by_name else [f"  - format: {source.format}", "    fields:"]
-    lines += [*_fields(guess, found), *model_lines, *_attributes(guess, names, found), *time_lines]
+    lines += [*_fields(guess, found), *model_lines, *_attributes(guess, names, found), f"    # {_TOPICS}"]
+    lines += time_lines
     return "\n".join(lines) + "\n"
 
 

@@ -213,7 +213,6 @@ class KafkaSource:
         self._ids: dict[str, object] = {}
         self._partitions: dict[str, _Partition] = {}
         self._assigned: tuple[TopicPartition, ...] = ()
-        self._paused: frozenset[TopicPartition] = frozenset()
         self._ask_at: dict[int, float] = {}
         self._silent: set[int] = set()
         self._troubles: dict[str, tuple[str, str]] = {}
@@ -285,7 +284,11 @@ class KafkaSource:
             self._committed(offsets, error)
 
     def pause(self, names: Iterable[str]) -> None:
-        """Hand over nothing of these partitions from the next poll on; what was fetched is kept."""
+        """Hand over nothing of these partitions from the next poll on, and lose nothing of them.
+
+        They are left out of the assignment and read again from where they were. kafka-python 3.0 has a pause
+        of its own, which never gives back what was parked once another partition has been read.
+        """
         for name in names:
             self._partitions[name].paused = True
 
@@ -350,7 +353,7 @@ class KafkaSource:
             return False
         self._open = True
         self._answered = self._monotonic()
-        self._assigned, self._paused = (), frozenset()
+        self._assigned = ()
         self._ask_at.clear()
         self._silent.clear()
         return True
@@ -426,23 +429,16 @@ class KafkaSource:
         if placeless:
             self._find_starts(consumer, placeless)
             wanted = [p for p in wanted if p.next is not None or p.ask_group]
+        wanted = [p for p in wanted if not p.paused]
         before = set(self._assigned)
         assigned = tuple(p.at for p in wanted)
         if assigned != self._assigned:
             consumer.assign(assigned)
             self._assigned = assigned
-            self._paused &= before
         for p in wanted:
             if p.next is not None and (p.seek or p.at not in before):
                 consumer.seek(p.at, p.next)
                 p.seek = False
-        paused = frozenset(p.at for p in wanted if p.paused)
-        if paused != self._paused:
-            if more := sorted(paused - self._paused):
-                consumer.pause(more)
-            if fewer := sorted(self._paused - paused):
-                consumer.resume([at for at in fewer if at in set(assigned)])
-            self._paused = paused
         if not self._ready and self._metadata is not None and not self._metadata.denied:
             self._ready = all(p.next is not None for p in self._partitions.values() if p.there)
 
@@ -530,7 +526,8 @@ class KafkaSource:
         """Ask one broker for the ends of its partitions, when it is time to."""
         now = self._monotonic()
         assigned = set(self._assigned)
-        groups = self._by_leader(p for p in self._partitions.values() if p.at in assigned)
+        here = [p for p in self._partitions.values() if p.at in assigned or (p.paused and p.there)]
+        groups = self._by_leader(p for p in here if p.aside_until <= now)
         leaderless = groups.pop(None, None)
         if leaderless:
             sentence = f"{self._cluster} has no leader for {_some(leaderless)}; are all brokers up?"
@@ -550,7 +547,8 @@ class KafkaSource:
         try:
             ends = consumer.end_offsets([p.at for p in group], _ANSWER_SECONDS)
             # Behind the last record there may be markers of transactions. Where records come, it can wait.
-            unsure = [p for p in group if p.next is None or (p.next < ends.get(p.at, 0) and not p.heard)]
+            unsure = [p for p in group if p.at in assigned and not p.heard]
+            unsure = [p for p in unsure if p.next is None or p.next < ends.get(p.at, 0)]
             positions = consumer.positions([p.at for p in unsure]) if unsure else {}
         except NoAnswer as error:
             self._unanswered(leader, group, error)

@@ -234,9 +234,9 @@ class WebhookConfig(Frozen):
     """A receiver of alerts in the form of Standard Webhooks."""
 
     url: Annotated[Secret, AfterValidator(_check_url)] = Field(description="where messages are posted to")
-    secrets: Items[Annotated[Secret, AfterValidator(_check_secret)]] = Field(
-        min_length=1, max_length=4, description="whsec_…; several while one replaces the other"
-    )
+    secrets: Annotated[
+        Items[Annotated[Secret, AfterValidator(_check_secret)]], BeforeValidator(_as_items)
+    ] = Field(min_length=1, max_length=4, description="whsec_…; several while one replaces the other")
     timeout: Duration = Field(default=timedelta(seconds=10), description="for one attempt, all in all")
     allow_private: bool = Field(
         default=False, description="the address may be private or this machine (else refused: SSRF guard)"

@@ -292,15 +292,18 @@ class _Client:
                 self.made.close()
 
 
-class _LastComplaint(logging.Handler):
-    """Remembers why connecting fails: kafka-python tells that to its log only."""
+class _LastComplaint(logging.Filter):
+    """Remembers why connecting fails: kafka-python tells that to its log only, with every attempt."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self.text: str | None = None
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "failed" in text:  # and not that it waits
+            self.text = text
+        return False
 
 
 _complaint = _LastComplaint()
@@ -309,10 +312,8 @@ _complaint = _LastComplaint()
 def _listen() -> None:
     for name in ("kafka.net.manager", "kafka.net.inet"):
         logger = logging.getLogger(name)
-        if _complaint not in logger.handlers:
-            logger.addHandler(_complaint)
-            logger.setLevel(logging.WARNING)
-            logger.propagate = False
+        logger.addFilter(_complaint)
+        logger.setLevel(logging.WARNING)
 
 
 class _Consumer:

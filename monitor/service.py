@@ -212,10 +212,14 @@ class Service:
         closed = self.engine.closed_until
         known = [m for m in marks.values() if m is not None]
         base = closed if closed is not None else min(known, default=0)
-        ahead = {name for name, m in marks.items() if m is not None and m - base > _AHEAD_MS}
+        paused = {name for name, at in status.partitions.items() if at.paused}
+        ahead = {  # pausing costs a fetch, so one that waits goes on later than it was stopped
+            name
+            for name, m in marks.items()
+            if m is not None and m - base > (_AHEAD_MS // 2 if name in paused else _AHEAD_MS)
+        }
         if self._letters.full:
             ahead = set(status.partitions)
-        paused = {name for name, at in status.partitions.items() if at.paused}
         if ahead - paused:
             kafka.pause(ahead - paused)
         if paused - ahead:

@@ -95,6 +95,7 @@ class Inbox:
                 raise Refused(503, "the monitor is shutting down; send the events again soon")
             if self._waiting and self._bytes + len(post.body) > self._max_bytes:
                 raise Refused(503, "too many events wait to be counted; send these again in a second")
+            post.receipt.set_running_or_notify_cancel()  # a client that leaves cannot cancel it
             self._waiting.append(post)
             self._bytes += len(post.body)
             if key is not None:

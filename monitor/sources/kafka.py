@@ -62,6 +62,7 @@ _ADVICE = {
     "UnsupportedSaslMechanismError": "it does not offer this mechanism; check kafka.security.mechanism",
     "GroupAuthorizationFailedError": "it does not let us use the group; allow Read on it, or see kafka.group",
     "ClusterAuthorizationFailedError": "it does not let us in; check the rights of the user",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted here; check kafka.security.ca_file",
     "CorruptRecordError": "a record fails its checksum; it is asked for again",
     "UnsupportedCodecError": "records are compressed in a way that this installation cannot read",
 }
@@ -346,7 +347,7 @@ class KafkaSource:
         try:
             if not self._consumer.connect(seconds):
                 if self._monotonic() - self._began > _ASK_SECONDS and (why := self._consumer.complaint()):
-                    self._trouble("connection", "NoAnswer", f"{self._cluster} does not answer ({why})")
+                    self._lost_connection(NoAnswer(why), count=False)
                 return False
         except Exception as error:
             self._drop(error)
@@ -360,14 +361,7 @@ class KafkaSource:
 
     def _drop(self, error: Exception) -> None:
         """Whatever is wrong with this consumer, another one can begin where we are."""
-        advice = _ADVICE.get(type(error).__name__)
-        if advice:
-            sentence = f"{self._cluster}: {advice} ({error})"
-        elif isinstance(error, NoAnswer | Stalled):
-            sentence = f"{self._cluster} does not answer ({error})"
-        else:
-            sentence = f"{self._cluster}: reading failed ({type(error).__name__}: {error})"
-        self._trouble("connection", type(error).__name__, sentence)
+        self._lost_connection(error)
         for partition in self._partitions.values():
             partition.quiet_from = None
         consumer, self._consumer, self._open = self._consumer, None, False
@@ -375,6 +369,17 @@ class KafkaSource:
         self._backoff = min(self._backoff * 2, _BACKOFF_SECONDS[1])
         if consumer is not None:
             consumer.close(1.0)
+
+    def _lost_connection(self, error: Exception, *, count: bool = True) -> None:
+        kind = type(error).__name__
+        known = next((name for name in _ADVICE if name in f"{kind}: {error}"), None)
+        if known:
+            sentence = f"{self._cluster}: {_ADVICE[known]} ({error})"
+        elif isinstance(error, NoAnswer | Stalled):
+            sentence = f"{self._cluster} does not answer ({error})"
+        else:
+            sentence = f"{self._cluster}: reading failed ({kind}: {error})"
+        self._trouble("connection", known or kind, sentence, count=count)
 
     # --- partitions ---------------------------------------------------------------------------------
     def _learn(self, metadata: Metadata) -> None:
@@ -578,7 +583,7 @@ class KafkaSource:
         if alive:
             return
         self._silent.add(leader)
-        self._trouble("connection", "NoAnswer", f"{self._cluster} does not answer ({error})")
+        self._lost_connection(error)
         if now - self._answered > _PATIENCE_SECONDS:
             raise error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -11,16 +12,23 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from monitor.connections import KafkaConfig
+from monitor.connections import KafkaConfig, KafkaSecurity
 from monitor.records import RecordBatch
 from monitor.sources.kafka import KafkaSource, KafkaStatus, TopicStart, kafka_source
 
-pytestmark = [
-    # What kafka-python does: it reads its schemas with functions that Python 3.11 calls old, and leaves the
-    # sockets of failed connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore:(read|open)_text is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
+# kafka-python leaves the sockets of failed connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <(socket|ssl):ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_sockets_left() -> Iterator[None]:
+    """Collects those sockets while that is known; log records would keep them."""
+    logger = logging.getLogger("kafka")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+    gc.collect()
 
 
 def now_ms() -> int:
@@ -80,7 +88,6 @@ def read(kafka: Any) -> Iterator[Read]:
     yield start
     for source in open_ones:
         source.close()
-    gc.collect()  # here, where those sockets are known of
 
 
 def values(first: int, last: int) -> list[bytes]:
@@ -240,6 +247,7 @@ def test_an_outage_is_waited_out(kafka: Any, read: Read, caplog: pytest.LogCaptu
     assert reading.offsets[name] == list(range(2000))
     reading.until(lambda: reading.status.partitions[f"{topic}-1"].quiet_since_ms is not None)
     assert reading.status.partitions[f"{topic}-1"].quiet_since_ms >= restarted - 1000
+    reading.source.commit(5)
     reading.until(lambda: reading.status.last_error is None)
     assert reading.longest < 2.5
     told = [r.getMessage() for r in caplog.records if r.name.startswith("monitor") and r.levelname == "ERROR"]
@@ -324,3 +332,60 @@ def test_hundreds_of_partitions(kafka: Any, read: Read) -> None:
     assert all(offsets == list(range(10)) for offsets in reading.offsets.values())
     assert len(reading.status.partitions) == 300
     reading.source.commit(5)
+
+
+def secured(server: Any, protocol: Any, **security: Any) -> KafkaConfig:
+    port = {"SASL_PLAINTEXT": "sasl", "SSL": "ssl", "SASL_SSL": "sasl_ssl"}[protocol]
+    if protocol.startswith("SASL"):
+        security = {"username": server.username, "password": server.password, **security}
+    if protocol.endswith("SSL"):
+        security = {"ca_file": str(server.certificates.ca), **security}
+    return KafkaConfig(
+        bootstrap_servers=(getattr(server, f"bootstrap_{port}"),),
+        group=None,
+        security=KafkaSecurity(protocol=protocol, **security),
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "mechanism"),
+    [
+        ("SSL", None),
+        ("SASL_PLAINTEXT", "PLAIN"),
+        ("SASL_PLAINTEXT", "SCRAM-SHA-256"),
+        ("SASL_SSL", "SCRAM-SHA-512"),
+    ],
+)
+def test_secured_listeners(secure_kafka: Any, protocol: Any, mechanism: Any) -> None:
+    topic = secure_kafka.new_topic("secured")
+    secure_kafka.produce(topic, values(0, 10))
+    config = secured(secure_kafka, protocol, **({"mechanism": mechanism} if mechanism else {}))
+    source = kafka_source(config, [TopicStart(topic, "s", "earliest")], now_ms)
+    reading = Reading(source)
+    try:
+        reading.until(lambda: reading.offsets[f"{topic}-0"] == list(range(10)))
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "security", "said"),
+    [
+        (
+            "SASL_PLAINTEXT",
+            {"mechanism": "PLAIN", "password": "not this"},
+            "refuses the user or the password",
+        ),
+        ("SASL_PLAINTEXT", {"mechanism": "SCRAM-SHA-256", "username": "nobody"}, "refuses the user"),
+        ("SSL", {"ca_file": None}, "CERTIFICATE_VERIFY_FAILED"),
+    ],
+)
+def test_what_is_wrong_is_said(secure_kafka: Any, protocol: Any, security: Any, said: str) -> None:
+    config = secured(secure_kafka, protocol, **security)
+    source = kafka_source(config, [TopicStart("a", "s", "latest")], now_ms)
+    reading = Reading(source)
+    try:
+        reading.until(lambda: said in str(reading.status.last_error))
+        assert "not this" not in str(reading.status.last_error)
+    finally:
+        source.close()

@@ -73,6 +73,7 @@ def health_samples(
     tally: Tally,
     *,
     now_ms: int,
+    sources: Iterable[str],
     partitions: Mapping[str, str],
     idle: Mapping[str, bool],
     stale: Mapping[str, bool],
@@ -85,8 +86,8 @@ def health_samples(
 
     Parameters
     ----------
-    partitions
-        The source of each partition.
+    sources, partitions
+        Names of all sources; the source of each partition.
     idle, stale
         Partitions that closing does not wait for; models without events for long.
     letters
@@ -107,7 +108,7 @@ def health_samples(
     if kafka is not None:
         _kafka(samples, kafka)
     _models(samples, engine, tally, stale)
-    for source in sorted(set(partitions.values()) | {s for s, _ in tally.rejects}):
+    for source in sources:
         for reason in Reason:
             samples.set("events_rejected_total", tally.rejects[source, reason], source, str(reason))
     for (sink, result), n in letters.items():
@@ -174,7 +175,7 @@ def _models(samples: Samples, engine: Engine, tally: Tally, stale: Mapping[str, 
         samples.set("join_expired_total", counts.expired_predictions, name, "prediction")
         samples.set("join_expired_total", counts.expired_outcomes, name, "outcome")
         samples.set("join_pending", model.pending, name)
-        samples.set("cells", len(model.cells), name)
+        samples.set("cells", model.cells.admitted, name)
         samples.set("cells_limit", model.spec.max_cells, name)
 
 

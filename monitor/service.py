@@ -263,6 +263,7 @@ class Service:
             self.engine,
             self._tally,
             now_ms=wall,
+            sources=[s.name for s in self._config.sources if s.kafka is not None or s.http is not None],
             partitions=self._partitions,
             idle=self._idle,
             stale=self._stale,

@@ -313,7 +313,7 @@ class KafkaSource:
         missing = [] if seen is None else [t for t in self._topics if t not in {*seen.topics, *seen.denied}]
         sentences = [sentence for _, sentence in self._troubles.values()]
         return KafkaStatus(
-            connected=self._open and not self._silent,
+            connected=self._open and not self._silent and "leaders" not in self._troubles,
             ready=self._ready,
             missing_topics=missing,
             errors=self._errors,
@@ -539,6 +539,8 @@ class KafkaSource:
             self._trouble("leaders", "leaders", sentence, count=False)
             for p in leaderless:
                 p.quiet_from = None
+            if not groups and now - self._answered > _PATIENCE_SECONDS:
+                raise NoAnswer("no partition has a leader")
         else:
             self._fine("leaders")
         self._silent &= {leader for leader in groups if leader is not None}

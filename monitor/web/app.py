@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 LOOP_STUCK_SECONDS = 60
 """The service is no longer alive when its loop has not turned for this long."""
 _RECEIPT_SECONDS = 30
+_INGEST_CODES = (200, 400, 401, 404, 413, 415, 422, 503)
+"""Answers to posted events; counters of all of them are there from the start."""
 _SHOWN_REJECTS = 100
 
 
@@ -73,6 +75,8 @@ def make_app(
         Largest request by the name of the source; these are the sources one can post to.
     """
     sources = dict(max_body_bytes or {})
+    if sources:
+        board.ingest_codes.update(dict.fromkeys(_INGEST_CODES, 0))
 
     async def index(request: Request) -> Response:
         lines = [f"fairness-monitor {__version__}", "", "GET  /metrics", "GET  /livez", "GET  /readyz"]

@@ -300,8 +300,11 @@ class _LastComplaint(logging.Filter):
         self.text: str | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if "failed" in text:  # and not that it waits
+        text = record.getMessage().partition(" (backoff")[0]
+        refused = self.text is not None and "AuthenticationFailed" in self.text
+        # Who refuses us hangs up, and often before his answer is read: then it says only that.
+        vague = "disconnected" in text or text.startswith("Bootstrap failed")
+        if "failed" in text and not (refused and vague):  # and not that it waits
             self.text = text
         return False
 

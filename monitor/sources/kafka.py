@@ -612,9 +612,11 @@ class KafkaSource:
 
     def _committed(self, offsets: Mapping[TopicPartition, int], error: Exception | None) -> None:
         if error is not None:
-            advice = _ADVICE.get(type(error).__name__, "tried again with the next commit")
+            name = type(error).__name__
+            advice = _ADVICE.get(name, "tried again with the next commit")
             sentence = f"{self._cluster}: positions were not committed ({error}); {advice}"
-            self._trouble("commit", type(error).__name__, sentence)
+            # An outage has many names, one after the other; it is told once.
+            self._trouble("commit", name if name in _ADVICE else "later", sentence)
             return
         self._fine("commit")
         for p in self._known(offsets):

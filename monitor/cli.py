@@ -187,14 +187,14 @@ def run(
     Serves /metrics, /livez and /readyz, sends alerts, and logs JSON lines to standard output. SIGTERM and
     Ctrl-C end it in order: what was taken in is counted, positions are committed, alerts are sent.
     """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     from monitor.logs import set_up_logs
     from monitor.service import Service
 
     settings = load_config(config, os.environ)
     set_up_logs(log_level.upper())
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     Service(settings).run(stop)
 
 

@@ -256,7 +256,8 @@ class AlertsConfig(Frozen):
 
     max_age: Duration = Field(
         default=timedelta(hours=1),
-        description="alerts that lie further back are not sent, so that a backfill pages nobody",
+        description="alerts told later than this are not sent, so that a backfill pages nobody; time.grace, "
+        "time.bucket and time.idle_after come on top",
     )
     webhooks: FrozenMap[Name, WebhookConfig] = Field(
         default={}, validate_default=True, description="receivers, by name"

@@ -188,7 +188,7 @@ class ModelEngine:
         transitions: list[Transition] = []
         last = until // self._bucket_ms
         while self._next is not None and self._next < last:
-            bucket = min(self._next_interesting(), last)
+            bucket = min(self.next_interesting, last)
             if bucket > self._next:
                 transitions += self._repeat(self._next * self._bucket_ms, bucket * self._bucket_ms)
             if bucket < last:
@@ -212,7 +212,8 @@ class ModelEngine:
                     transitions += rule.observe(until, gaps, again=True)
         return transitions
 
-    def _next_interesting(self) -> int:
+    @property
+    def next_interesting(self) -> int:
         """The first time bucket from ``_next`` on whose closing changes anything."""
         candidates = [min(self._open, default=None), min(self._ahead, default=None)]
         expiry = self._join.next_expiry()
@@ -342,6 +343,8 @@ class Engine:
     time: TimeSpec
     models: dict[str, ModelEngine]
     closed_until: int | None = None
+    behind: bool = False
+    """The last call left time buckets open that may be closed."""
     _partitions: dict[str, _Partition] = field(default_factory=dict)
 
     @classmethod
@@ -407,23 +410,28 @@ class Engine:
         state.latest = max(int(latest[-1]), int(before[-1]))
         return late
 
-    def advance(self) -> list[Transition]:
-        """Close every time bucket that all partitions that are not idle have passed."""
+    def advance(self, most: int | None = None) -> list[Transition]:
+        """Close every time bucket that all partitions that are not idle have passed.
+
+        ``most`` bounds how many are closed, without those that change nothing; go on while :attr:`behind`.
+        """
+        self.behind = False
         marks = [self.watermark(name) for name, p in self._partitions.items() if not p.idle]
         passed = [m for m in marks if m is not None]
         if not passed or len(passed) < len(marks):
             return []
-        return self._close(min(passed))
+        return self._close(min(passed), most)
 
-    def rest(self, now: int) -> list[Transition]:
+    def rest(self, now: int, most: int | None = None) -> list[Transition]:
         """All partitions are idle at ``now``: close what holds events and ended ``grace`` ago.
 
-        Nothing else would close the last time buckets until events come again.
+        Nothing else would close the last time buckets until events come again. Outcomes of joined events may
+        lie ahead of the events; to close up to them would make the events that are still to come late.
         """
         if not all(p.idle for p in self._partitions.values()):
             return []
-        end = self._end()
-        return [] if end is None else self._close(min(end, now - self.time.grace_ms))
+        end = max(self._ends(), default=None)
+        return [] if end is None else self._close(min(end, now - self.time.grace_ms), most)
 
     def finish(self) -> list[Transition]:
         """The sources ended: close every time bucket that holds events, and the steps of windows."""
@@ -434,16 +442,25 @@ class Engine:
 
     def _end(self) -> int | None:
         """End of the last time bucket that holds events, or None."""
+        ahead = [end for m in self.models.values() if (end := m.last_open()) is not None]
+        return max([*self._ends(), *ahead], default=None)
+
+    def _ends(self) -> list[int]:
+        """Ends of the time buckets that hold the latest event of each partition."""
         bucket = self.time.bucket_ms
         latest = [p.latest for p in self._partitions.values() if p.latest is not None]
-        ends = [time - time % bucket + bucket for time in latest]
-        ends += [end for m in self.models.values() if (end := m.last_open()) is not None]
-        return max(ends, default=None)
+        return [time - time % bucket + bucket for time in latest]
 
-    def _close(self, until: int) -> list[Transition]:
-        until -= until % self.time.bucket_ms
+    def _close(self, until: int, most: int | None = None) -> list[Transition]:
+        bucket = self.time.bucket_ms
+        until -= until % bucket
+        self.behind = False
         if self.closed_until is not None and until <= self.closed_until:
             return []
+        if most is not None:
+            first = min((m.next_interesting for m in self.models.values()), default=0)
+            reach = (max(first, (self.closed_until or 0) // bucket) + most) * bucket
+            until, self.behind = min(until, reach), until > reach
         self.closed_until = until
         transitions = [t for model in self.models.values() for t in model.close(until)]
         transitions.sort(key=lambda t: t.at)

@@ -48,7 +48,7 @@ class Letters:
         if self._file is not None:
             self._try(self._file.close)
         if self._topic is not None:
-            self._topic.close()
+            self._topic.close(1.0)  # the drain has waited already
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Letters by sink and result."""

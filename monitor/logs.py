@@ -8,8 +8,13 @@ from typing import IO
 
 from pythonjsonlogger.json import JsonFormatter
 
-_QUIET = {"kafka": logging.CRITICAL, "uvicorn": logging.WARNING, "urllib3": logging.ERROR}
-"""Libraries and the level they are heard from; what kafka says of every attempt we report once."""
+_QUIET = {
+    "kafka": logging.CRITICAL,
+    "uvicorn": logging.CRITICAL,
+    "asyncio": logging.CRITICAL,
+    "urllib3": logging.ERROR,
+}
+"""Libraries and the level they are heard from: kafka at every attempt, servers at every bad request."""
 
 
 def set_up_logs(level: str = "INFO", stream: IO[str] | None = None) -> None:

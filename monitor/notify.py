@@ -42,9 +42,11 @@ class Notifier:
         for transition in transitions:
             rule, episode = transition.alert.rule, transition.alert.episode
             self.counts[rule.model, rule.name, transition.state] += 1
-            _log(transition)
+            old = transition.at < now_ms - self._max_age_ms
+            if transition.state is not AlertState.PENDING:
+                _log(transition, held=old and transition.state is AlertState.FIRING)
             if transition.state is AlertState.FIRING:
-                if transition.at < now_ms - self._max_age_ms:
+                if old:
                     self._held.add(episode)
                 else:
                     self._send(transition)
@@ -70,13 +72,12 @@ class Notifier:
             channel.send(message)
 
 
-def _log(transition: Transition) -> None:
+def _log(transition: Transition, *, held: bool) -> None:
     alert = transition.alert
-    if transition.state is AlertState.PENDING:
-        return
     logger.warning(
-        "alert %s",
+        "alert %s%s",
         transition.state,
+        ", and held: it lies further back than alerts.max_age" if held else "",
         extra={
             "model": alert.rule.model,
             "rule": alert.rule.name,

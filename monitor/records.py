@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from monitor.names import Reason
 
@@ -66,3 +66,12 @@ class Reject:
         where = f"{self.partition}:{self.position}"
         inside = "" if self.element is None else f" (element {self.element})"
         return f"{where}{inside}: {self.reason}: {self.message}"
+
+
+def once(rejects: Iterable[Reject]) -> Iterator[Reject]:
+    """The rejects, with the raw bytes of each record only at its first: a record may hold many events."""
+    seen = set()
+    for reject in rejects:
+        where = reject.partition, reject.position, reject.payload
+        yield replace(reject, payload=b"") if where in seen else reject
+        seen.add(where)

@@ -4,11 +4,11 @@ One thread turns the loop below; the HTTP server and every channel have a thread
 make the loop wait. A turn is
 
 1. take what has come: records of topics, posted events;
-2. decode and judge it, join and count it; what is not accepted goes to the dead letters;
-3. decide which partitions are idle, so that the others need not wait for them;
+2. decode and judge it, join and count it; what is not accepted goes to the dead letters; posts are answered;
+3. decide which partitions are idle, so that the others need not wait, and which are too far ahead and must;
 4. close time buckets, take gaps, evaluate rules;
 5. hand alerts to the channels;
-6. acknowledge: dead letters out, posts answered, offsets committed;
+6. acknowledge: when the dead letters have left, commit positions;
 7. show it: the text that Prometheus scrapes.
 """
 
@@ -49,7 +49,9 @@ _POLL_SECONDS = 0.25
 _POLL_BESIDE_POSTS_SECONDS = 0.05
 _LETTERS_SECONDS = 0.5
 _COMMIT_WAIT_SECONDS = 5.0
-_FLUSH_SECONDS = 10.0
+_CLOSINGS = 300
+"""Time buckets closed in one turn: so the loop turns, and SIGTERM is heard, while old events are read."""
+_DRAIN_SECONDS = 12.0
 _AHEAD_MS = 3_600_000
 """Event time by which a partition may be ahead of what is closed before it has to wait."""
 
@@ -91,16 +93,19 @@ class Service:
             )
         self._inbox = Inbox()
         self._posted = posted
-        self._quiet_posts = {_posted(name): now_ms() for name in posted}
+        self._last_post = {_posted(name): monotonic() for name in posted}  # no clock that may be set back
         self._partitions: dict[str, str] = {}
         for name in posted:
             self._add_partition(_posted(name), name)
         self._tally = Tally(now_ms())
         self._letters = Letters(config.dead_letter.path, _topic_letters(config))
-        self._notifier = Notifier(_channels(config, now_ms), milliseconds(config.alerts.max_age))
+        # no alert is known before its time bucket has closed
+        age = config.alerts.max_age + config.time.grace + config.time.bucket + config.time.idle_after
+        self._notifier = Notifier(_channels(config, now_ms), milliseconds(age))
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._idle: dict[str, bool] = {}
         self._stale: dict[str, bool] = {}
+        self._lowest: int | None = None
         self._answers: list[tuple[Post, Receipt]] = []
         self._shown: object = None
         self._evaluate_at = self._health_at = self._commit_at = 0.0
@@ -127,11 +132,18 @@ class Service:
         try:
             while not stop.is_set():
                 self.turn()
+                if self.web.ended:
+                    raise MonitorError("the HTTP server ended; see the log")
             logger.info("draining")
             self._drain()
-        except Exception:
-            logger.critical("the service failed; please report this", exc_info=True)
+        except MonitorError as error:
+            logger.critical("%s", error)
             raise
+        except Exception as error:
+            logger.critical("the service failed; please report this", exc_info=True)
+            raise MonitorError(
+                f"the service failed ({type(error).__name__}); its log has the details"
+            ) from error
         finally:
             self._close()
         logger.info("stopped")
@@ -147,10 +159,13 @@ class Service:
                 self._kafka.applied(batch)
         for post in posts:
             self._apply_post(post)
-        # 3 decide which partitions are idle
+        self._answer()
+        # 3 decide which partitions are idle, and which too far ahead
         self._settle_idle()
         # 4 close time buckets, evaluate rules
-        transitions = self.engine.advance() + self.engine.rest(self._now_ms()) if self._complete() else []
+        transitions = []
+        if self._complete():
+            transitions = self.engine.advance(_CLOSINGS) + self.engine.rest(self._now_ms(), _CLOSINGS)
         # 5 hand alerts to the channels
         self._notifier.tell(transitions, self._now_ms())
         active = (a for model in self.engine.models.values() for a in model.alerts)
@@ -161,10 +176,13 @@ class Service:
         self._show()
 
     def _take(self) -> tuple[Sequence[RecordBatch], list[Post]]:
+        """What has come. While time buckets wait to be closed, posts do; and nothing waits for them."""
+        behind = self.engine.behind
         if self._kafka is None:
-            return (), self._inbox.take(_POLL_SECONDS)
-        records = self._kafka.poll(_POLL_BESIDE_POSTS_SECONDS if self._posted else _POLL_SECONDS)
-        return records, self._inbox.take(0) if self._posted else []
+            return (), [] if behind else self._inbox.take(_POLL_SECONDS)
+        wait = 0.0 if behind else _POLL_BESIDE_POSTS_SECONDS if self._posted else _POLL_SECONDS
+        records = self._kafka.poll(wait)
+        return records, self._inbox.take(0) if self._posted and not behind else []
 
     def _apply(self, records: RecordBatch, source: str) -> Receipt:
         """Decode, judge, join and count a batch; what is not accepted goes to the dead letters."""
@@ -173,6 +191,9 @@ class Service:
         decoded = self._decoders[source].decode(records)
         self._tally.read(len(records), decoded.batches, now)
         late = self.engine.step(records.partition, decoded.batches).tolist()
+        mark = self.engine.watermark(records.partition)
+        if mark is not None and (self._lowest is None or mark < self._lowest):
+            self._lowest = mark
         rejects = [*decoded.rejects, *(records.late(i) for i in late)]
         self._tally.join.count(decoded.read - len(rejects), 0, now)
         self._tally.reject(source, rejects)
@@ -181,7 +202,7 @@ class Service:
 
     def _apply_post(self, post: Post) -> None:
         partition = _posted(post.source)
-        self._quiet_posts[partition] = self._now_ms()
+        self._last_post[partition] = self._monotonic()
         self._answers.append((post, self._apply(post.records(partition), post.source)))
 
     def _add_partition(self, partition: str, source: str) -> None:
@@ -191,14 +212,18 @@ class Service:
 
     def _settle_idle(self) -> None:
         """Tell the engine which partitions have had no news for ``time.idle_after``."""
-        quiet = dict[str, int | None](self._quiet_posts)
+        now, at_s = self._now_ms(), self._monotonic()
+        quiet: dict[str, int | None] = {
+            name: now - int((at_s - last) * 1000) for name, last in self._last_post.items()
+        }
         if self._kafka is not None:
             status = self._kafka.status()
             for name, at in status.partitions.items():
                 self._add_partition(name, at.source)
                 quiet[name] = at.quiet_since_ms
             self._hold_back(self._kafka, status)
-        now, patience = self._now_ms(), milliseconds(self._config.time.idle_after)
+        self._refuse_posts()
+        patience = milliseconds(self._config.time.idle_after)
         for partition in self._partitions:
             since = quiet.get(partition, 0)  # a partition that is gone has no news
             idle = since is not None and now - since >= patience
@@ -206,17 +231,19 @@ class Service:
                 self._idle[partition] = idle
                 self.engine.set_idle(partition, idle)
 
+    def _ahead(self, partition: str, limit_ms: int) -> bool:
+        """Is the partition further ahead of what is closed than this, in event time?"""
+        mark = self.engine.watermark(partition)
+        base = self._lowest if self.engine.closed_until is None else self.engine.closed_until
+        return mark is not None and base is not None and mark - base > limit_ms
+
     def _hold_back(self, kafka: KafkaSource, status: KafkaStatus) -> None:
         """Pause partitions far ahead in event time, to keep few time buckets open; all while letters wait."""
-        marks = {name: self.engine.watermark(name) for name in status.partitions}
-        closed = self.engine.closed_until
-        known = [m for m in marks.values() if m is not None]
-        base = closed if closed is not None else min(known, default=0)
         paused = {name for name, at in status.partitions.items() if at.paused}
         ahead = {  # pausing costs a fetch, so one that waits goes on later than it was stopped
             name
-            for name, m in marks.items()
-            if m is not None and m - base > (_AHEAD_MS // 2 if name in paused else _AHEAD_MS)
+            for name in status.partitions
+            if self._ahead(name, _AHEAD_MS // 2 if name in paused else _AHEAD_MS)
         }
         if self._letters.full:
             ahead = set(status.partitions)
@@ -224,6 +251,15 @@ class Service:
             kafka.pause(ahead - paused)
         if paused - ahead:
             kafka.resume(paused - ahead)
+
+    def _refuse_posts(self) -> None:
+        """Have senders of posts wait for the same reasons."""
+        why = None
+        if self._letters.full:
+            why = "rejected events cannot be written, see the monitor's log; send these again later"
+        elif not self.engine.behind and any(self._ahead(name, _AHEAD_MS) for name in self._last_post):
+            why = "posted events are far ahead of other sources, see /readyz; send these again later"
+        self._inbox.pause(why)
 
     def _complete(self) -> bool:
         """Are all partitions known that time buckets must wait for?"""
@@ -237,8 +273,10 @@ class Service:
             self._kafka.commit(wait_seconds)
         if due:
             self._commit_at = now + _COMMIT_SECONDS
+
+    def _answer(self) -> None:
         for post, receipt in self._answers:
-            post.receipt.set_result(receipt)
+            self._inbox.answer(post, receipt)
         self._answers.clear()
 
     def _show(self, *, force: bool = False) -> None:
@@ -287,7 +325,8 @@ class Service:
 
     def _note_readiness(self) -> None:
         waiting = self._waiting_for()
-        if waiting != self.board.waiting_for:
+        # What is in brackets is of the moment: the pause before the next attempt.
+        if _gist(waiting) != _gist(self.board.waiting_for):
             if waiting:
                 logger.info("waiting: %s", "; ".join(waiting))
             else:
@@ -307,13 +346,14 @@ class Service:
     def _drain(self) -> None:
         """Finish what was taken in: nothing that was answered or committed is lost."""
         self._inbox.close()
-        for post in self._inbox.take(0):
-            self._apply_post(post)
-        transitions = self.engine.advance() if self._complete() else []
+        while posts := self._inbox.take(0):
+            for post in posts:
+                self._apply_post(post)
+        self._answer()
+        deadline = self._monotonic() + _DRAIN_SECONDS
+        transitions = self.engine.advance(_CLOSINGS) if self._complete() else []
         self._notifier.tell(transitions, self._now_ms())
         self._acknowledge(wait_seconds=_COMMIT_WAIT_SECONDS)
-        self._show(force=True)
-        deadline = self._monotonic() + _FLUSH_SECONDS
         for channel in self._notifier.channels:
             channel.flush(max(0.0, deadline - self._monotonic()))
 
@@ -324,6 +364,10 @@ class Service:
         if self._kafka is not None:
             self._kafka.close()
         self._letters.close()
+
+
+def _gist(sentences: Sequence[str]) -> list[str]:
+    return [sentence.partition(" (")[0] for sentence in sentences]
 
 
 def _posted(source: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from monitor.errors import MonitorError
 from monitor.names import Reason
-from monitor.records import Reject
+from monitor.records import Reject, once
 
 
 class DeadLetters:
@@ -54,7 +54,7 @@ class DeadLetters:
 
     def write(self, rejects: Iterable[Reject]) -> None:
         """Take in rejects."""
-        for reject in rejects:
+        for reject in once(rejects):
             self.counts[reject.reason] += 1
             if self._file is not None:
                 try:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from monitor.kafka_client import Producer
-from monitor.records import Reject
+from monitor.records import Reject, once
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Dead letters that may wait for the broker."""
@@ -137,7 +137,7 @@ class TopicLetters:
                 self._thread = threading.Thread(target=self._run, name="dead letters", daemon=True)
                 self._thread.start()
             deadline = time.monotonic() + _ROOM_SECONDS
-            for reject in rejects:
+            for reject in once(rejects):
                 size = _size(reject)
                 while not (room := self._has_room(size)) and (left := deadline - time.monotonic()) > 0:
                     self._changed.notify_all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Condition
 
 import xxhash
@@ -17,8 +17,14 @@ import xxhash
 from monitor.records import RecordBatch, Reject
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+MAX_LINES = 100_000
+"""Lines of one request: broken ones take longer than their bytes say."""
+_MAX_LINES_AT_ONCE = 200_000
 MAX_KEYS = 100_000
 """Idempotency keys remembered; the oldest are forgotten first."""
+SHOWN_REJECTS = 100
+"""Rejects that a receipt lists."""
+_MAX_KEPT_REJECTS = 200_000
 
 
 class Refused(Exception):
@@ -45,6 +51,8 @@ class Post:
     source: str
     body: bytes
     arrival_ms: int
+    key: str | None = None
+    lines: int = 1
     receipt: Future[Receipt] = field(default_factory=Future)
 
     def records(self, partition: str) -> RecordBatch:
@@ -72,8 +80,10 @@ class Inbox:
         self._bytes = 0
         self._max_bytes = max_waiting_bytes
         self._max_keys = max_keys
-        self._keys: OrderedDict[tuple[str, str], tuple[int, Future[Receipt]]] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str], tuple[int, Future[Receipt] | Receipt]] = OrderedDict()
+        self._kept = 0
         self._closed = False
+        self._paused: str | None = None
 
     def submit(self, post: Post, key: str | None = None) -> Future[Receipt]:
         """Hand in a request; the same ``key`` again gives the receipt of the first, and counts once.
@@ -83,6 +93,9 @@ class Inbox:
         Refused
             422 when the key came with another body before, 503 when the inbox is full or closed.
         """
+        if (lines := post.body.count(b"\n")) > MAX_LINES:
+            raise Refused(413, f"the request has more than {MAX_LINES} lines; send the events in several")
+        post.key, post.lines = key, lines + 1
         digest = xxhash.xxh3_64_intdigest(post.body)
         with self._changed:
             known = self._keys.get((post.source, key)) if key is not None else None
@@ -90,9 +103,15 @@ class Inbox:
                 if known[0] != digest:
                     message = "this Idempotency-Key came with other events before; use a key per request"
                     raise Refused(422, message)
-                return known[1]
+                receipt = known[1]
+                if isinstance(receipt, Receipt):
+                    post.receipt.set_result(receipt)
+                    return post.receipt
+                return receipt
             if self._closed:
                 raise Refused(503, "the monitor is shutting down; send the events again soon")
+            if self._paused is not None:
+                raise Refused(503, self._paused)
             if self._waiting and self._bytes + len(post.body) > self._max_bytes:
                 raise Refused(503, "too many events wait to be counted; send these again in a second")
             post.receipt.set_running_or_notify_cancel()  # a client that leaves cannot cancel it
@@ -100,20 +119,44 @@ class Inbox:
             self._bytes += len(post.body)
             if key is not None:
                 self._keys[post.source, key] = digest, post.receipt
-                if len(self._keys) > self._max_keys:
-                    self._keys.popitem(last=False)
+                self._forget()
             self._changed.notify()
         return post.receipt
+
+    def pause(self, why: str | None) -> None:
+        """Refuse what comes until the next call with None."""
+        with self._changed:
+            self._paused = why
 
     def take(self, seconds: float) -> list[Post]:
         """All requests that wait; when there are none, wait for one up to ``seconds``."""
         with self._changed:
             if not self._waiting and seconds > 0:
                 self._changed.wait(seconds)
-            posts = list(self._waiting)
-            self._waiting.clear()
-            self._bytes = 0
+            posts: list[Post] = []
+            lines = 0
+            while self._waiting and (not posts or lines + self._waiting[0].lines <= _MAX_LINES_AT_ONCE):
+                posts.append(self._waiting.popleft())
+                lines += posts[-1].lines
+                self._bytes -= len(posts[-1].body)
         return posts
+
+    def answer(self, post: Post, receipt: Receipt) -> None:
+        """Say what came of a request. Rejects that the answer shows are kept, without payloads."""
+        shown = [replace(r, payload=b"") for r in receipt.rejects[:SHOWN_REJECTS]]
+        receipt = replace(receipt, rejects=shown)
+        with self._changed:
+            known = self._keys.get((post.source, post.key)) if post.key is not None else None
+            if post.key is not None and known is not None and known[1] is post.receipt:
+                self._keys[post.source, post.key] = known[0], receipt
+                self._kept += len(shown)
+                self._forget()
+        post.receipt.set_result(receipt)
+
+    def _forget(self) -> None:
+        while len(self._keys) > self._max_keys or self._kept > _MAX_KEPT_REJECTS:
+            _, (_, receipt) = self._keys.popitem(last=False)
+            self._kept -= len(receipt.rejects) if isinstance(receipt, Receipt) else 0
 
     def close(self) -> None:
         """Refuse what comes from now on."""

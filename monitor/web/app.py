@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from monitor import __version__
 from monitor.exposition import CONTENT_TYPE
-from monitor.sources.http import Inbox, Post, Receipt, Refused
+from monitor.sources.http import SHOWN_REJECTS, Inbox, Post, Receipt, Refused
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ LOOP_STUCK_SECONDS = 60
 _RECEIPT_SECONDS = 30
 _INGEST_CODES = (200, 400, 401, 404, 413, 415, 422, 503)
 """Answers to posted events; counters of all of them are there from the start."""
-_SHOWN_REJECTS = 100
+_BODY_SECONDS = 60
 
 
 @dataclass(slots=True)
@@ -124,12 +124,15 @@ def make_app(
         if key is not None and not 1 <= len(key) <= 255:
             return _problem(400, "an Idempotency-Key has 1 to 255 characters")
         try:
-            body = await _body(request, sources[source])
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await _body(request, sources[source])
             if not body.strip():
                 return _problem(400, "the request holds no events: send one JSON event per line")
             receipt = inbox.submit(Post(source, body, now_ms()), key)
         except Refused as refused:
             return _problem(refused.code, str(refused))
+        except TimeoutError:
+            return _problem(408, f"the request did not arrive within {_BODY_SECONDS} seconds")
         except ClientDisconnect:
             return _problem(400, "the request was cut off")
         try:
@@ -176,7 +179,7 @@ def _authorized(request: Request, token: str) -> bool:
 def _receipt(receipt: Receipt) -> dict[str, object]:
     shown = [
         {"line": r.position, "element": r.element, "reason": str(r.reason), "message": r.message}
-        for r in receipt.rejects[:_SHOWN_REJECTS]
+        for r in receipt.rejects[:SHOWN_REJECTS]
     ]
     return {
         "read": receipt.read,
@@ -187,7 +190,12 @@ def _receipt(receipt: Receipt) -> dict[str, object]:
 
 
 def _problem(code: int, message: str) -> Response:
-    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}, 413: {"connection": "close"}}
+    headers = {
+        401: {"www-authenticate": "Bearer"},
+        503: {"retry-after": "1"},
+        408: {"connection": "close"},
+        413: {"connection": "close"},
+    }
     return JSONResponse({"error": message}, code, headers.get(code))
 
 

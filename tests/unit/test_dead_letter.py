@@ -133,3 +133,17 @@ def test_a_full_disk_is_told_in_a_sentence() -> None:
     full = os.strerror(errno.ENOSPC)
     with pytest.raises(MonitorError, match=full), DeadLetters("/dev/full") as letters:
         letters.write([reject(b"x" * 100)])
+
+
+def test_the_bytes_of_a_record_with_many_events_are_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "letters.jsonl"
+    rejects = [
+        Reject("p", 1, Reason.MISSING_FIELD, "no id", b"[{}, {}]", 0),
+        Reject("p", 1, Reason.MISSING_FIELD, "no id", b"[{}, {}]", 1),
+        Reject("p", 2, Reason.MISSING_FIELD, "no id", b"[{}]", 0),
+    ]
+    with DeadLetters(str(path)) as letters:
+        letters.write(rejects)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["payload"] for line in lines] == ["[{}, {}]", "", "[{}]"]
+    assert letters.counts == {Reason.MISSING_FIELD: 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from monitor.config_file import parse_config
 from monitor.errors import MonitorError
 from monitor.records import RecordBatch
 from monitor.service import Service
-from monitor.sources.http import Post, Receipt
+from monitor.sources.http import Post, Receipt, Refused
 from monitor.sources.kafka import KafkaStatus, PartitionStatus
 from tests.engine_helpers import HOUR, MINUTE, START, encode
 
@@ -253,3 +254,77 @@ def test_a_disk_that_is_full_does_not_stop_the_loop(benches: Any) -> None:
 def test_nothing_to_run_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MonitorError, match="nothing to run on"):
         Bench(None, monkeypatch, sources=[{"paths": ["a.jsonl"]}])
+
+
+def test_old_events_are_closed_in_pieces_and_the_loop_goes_on_turning(benches: Any) -> None:
+    bench = benches()
+    events = [event(i, START - (1000 - i) * MINUTE) for i in range(1000)]
+    post = bench.post(*encode(events))
+    bench.turn()
+    assert post.receipt.done(), "the sender does not wait for what is closed"
+    first = bench.service.engine.closed_until
+    assert first < START - 600 * MINUTE, "not all of it in one turn"
+    assert bench.service.engine.behind
+    late = bench.post(json.dumps(event(1, START)).encode())
+    for _ in range(3):
+        bench.turn()
+    assert not bench.service.engine.behind
+    assert bench.service.engine.closed_until == START - 2 * MINUTE
+    bench.turn()
+    assert late.receipt.result(0).accepted == 1
+
+
+def test_outcomes_that_lie_ahead_do_not_make_what_follows_late(benches: Any) -> None:
+    bench = benches()
+    ahead = event(1, START + HOUR, outcome=True, outcome_time=START + HOUR + MINUTE)
+    bench.post(json.dumps(event(0, START)).encode(), json.dumps(ahead).encode())
+    bench.turn()
+    bench.clock.ms += 40 * 24 * HOUR
+    bench.turn()
+    assert bench.service.engine.closed_until == START + HOUR + MINUTE
+    following = bench.post(json.dumps(event(2, START + HOUR + 2 * MINUTE)).encode())
+    bench.turn()
+    assert following.receipt.result(0).accepted == 1
+
+
+def test_a_clock_that_is_set_back_leaves_idle_partitions_idle(benches: Any) -> None:
+    bench = benches()
+    bench.service._now_ms = lambda: bench.clock.ms - HOUR
+    bench.turn(31)
+    assert bench.service._idle == {"http/events": True}
+
+
+def test_the_age_of_alerts_is_counted_from_the_closing_of_their_bucket(benches: Any) -> None:
+    rule = {"metric": "selection_rate", "groups": "sex", "tolerance": 0.1, "window": "1h", "min_support": 1}
+    bench = benches(models={"m": {**MODEL, "rules": [rule]}}, time={"grace": "2h"}, alerts={"max_age": "1h"})
+    now = bench.clock.ms
+    lines = [event(i, now - 3 * HOUR + i * MINUTE) for i in range(180)]
+    lines += [{**e, "id": f"m-{e['id']}", "attributes": {"sex": "m"}, "decision": False} for e in lines]
+    bench.post(*encode(sorted(lines, key=lambda e: e["time"])))
+    for _ in range(3):
+        bench.turn(1)
+    assert bench.value("fairness_rule_transitions_total", state="firing") == 1
+    assert bench.value("fairness_notifications_held") == 0
+
+
+def test_posts_are_refused_while_they_are_far_ahead_of_topics(benches: Any) -> None:
+    sources = [{"kafka": {"topics": ["x"]}}, {"name": "posted", "http": {}}]
+    bench = benches(FakeKafka("x-0"), sources=sources)
+    for at in (START - 2 * HOUR, START + HOUR):
+        bench.service._inbox.submit(Post("posted", json.dumps(event(1, at)).encode(), bench.clock.ms))
+    bench.turn()
+    with pytest.raises(Refused, match="far ahead of other sources") as refused:
+        bench.service._inbox.submit(Post("posted", b"{}", bench.clock.ms))
+    assert refused.value.code == 503
+    bench.give("x-0", event(2, START + HOUR))
+    for _ in range(3):
+        bench.turn()
+    bench.service._inbox.submit(Post("posted", b"{}", bench.clock.ms))
+
+
+def test_when_the_http_server_ends_so_does_the_service(benches: Any) -> None:
+    bench = benches()
+    bench.service.web._server.should_exit = True
+    stop = Event()
+    with pytest.raises(MonitorError, match="HTTP server ended"):
+        bench.service.run(stop)

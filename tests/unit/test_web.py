@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,3 +185,47 @@ def test_an_address_that_is_taken_is_an_error_with_the_key_to_change() -> None:
     with pytest.raises(MonitorError, match=r"cannot listen at 127.0.0.1:\d+: .*; change server.listen"):
         WebServer(app, ServerConfig(listen=f"127.0.0.1:{first.port}"))
     first.close()
+
+
+def test_connections_that_send_nothing_shut_nobody_out(site: Site) -> None:
+    port = int(site.url.rpartition(":")[2])
+    silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(520)]
+    try:
+        assert site.get("/livez")[0] in (200, 503), "an answer, and not that there are too many connections"
+        assert json.loads(site.get("/livez")[1])["heartbeat_age_seconds"] == 100
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_too_many_lines_are_refused() -> None:
+    with pytest.raises(Refused, match="more than 100000 lines") as refused:
+        Inbox().submit(Post("s", b"\n" * 100_001, 0))
+    assert refused.value.code == 413
+
+
+def test_many_lines_are_taken_in_several_turns() -> None:
+    inbox = Inbox()
+    for _ in range(5):
+        inbox.submit(Post("s", b"x\n" * 90_000, 0))
+    assert [len(inbox.take(0)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_what_is_kept_for_a_key_is_small() -> None:
+    inbox = Inbox()
+    post = Post("s", b"x", 0)
+    inbox.submit(post, "k")
+    rejects = [Reject("p", i, Reason.INVALID_JSON, "no JSON", b"x" * 1000) for i in range(500)]
+    inbox.answer(post, Receipt(500, 0, rejects))
+    again = inbox.submit(Post("s", b"x", 0), "k").result(0)
+    assert (again.read, again.accepted, len(again.rejects)) == (500, 0, 100)
+    assert all(r.payload == b"" for r in again.rejects)
+
+
+def test_certificates_that_cannot_be_used_are_told_at_the_start(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("no certificate")
+    app = make_app(Board(), monotonic=lambda: 0.0, now_ms=lambda: 0)
+    config = ServerConfig(listen="127.0.0.1:0", certificate_file=str(junk), key_file=str(junk))
+    with pytest.raises(MonitorError, match="check that they belong together"):
+        WebServer(app, config)

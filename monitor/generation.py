@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ _CHUNK = 1 << 14
 """Rows indexed at a time: the temporary arrays of one chunk stay in the processor's cache."""
 _WINDOW = np.arange(8)
 """Slots looked at together: fewer rounds of numpy calls for the few keys with long chains."""
+_NOTED = 1 << 18
+"""Rows noted as changed before repeats among them are looked for."""
 MAX_ROWS = 1 << 30
 _DISPLACED = np.uint32(1 << 31)
 _LOW = np.uint32((1 << 31) - 1)
@@ -49,6 +51,75 @@ def _runs(blocks: Rows) -> Iterator[tuple[int, int]]:
             yield int(run[0]), int(run[-1]) + 1
 
 
+def without_repeats(rows: Rows) -> Rows:
+    """Rows in ascending order, each once."""
+    ascending = np.sort(rows)
+    repeated = ascending[1:] == ascending[:-1]
+    return ascending[np.concatenate(([True], ~repeated))] if repeated.any() else ascending
+
+
+def occurred_before(keys: Keys) -> NDArray[np.bool_]:
+    """Whether each key is also that of an earlier one."""
+    again = np.zeros(len(keys), np.bool_)
+    ascending = np.sort(keys)
+    if (ascending[1:] == ascending[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        ascending = keys.take(order)
+        again[order[1:][ascending[1:] == ascending[:-1]]] = True
+    return again
+
+
+class RowChanges(NamedTuple):
+    """What changed in one generation since it was last asked.
+
+    ``keys`` and ``records`` are the rows from ``first_row`` on; ``updated`` are rows below it that have
+    new records, the ``updates``; ``deleted`` are rows that died. With ``dead`` all are gone, and nothing
+    else is given.
+    """
+
+    generation: int
+    first_row: int
+    keys: Keys
+    records: Records
+    updated: Rows
+    updates: Records
+    deleted: Rows
+    dead: bool = False
+
+
+class StoredRows(NamedTuple):
+    """All rows of a generation, dead ones too, and which are live."""
+
+    keys: Keys
+    records: Records
+    live: NDArray[np.bool_]
+
+
+class _RowLog:
+    """Rows that changed since they were last taken. State: O(distinct rows)."""
+
+    __slots__ = ("_limit", "_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[Rows] = []
+        self._size = 0
+        self._limit = _NOTED
+
+    def add(self, rows: Rows) -> None:
+        """Note rows, repeats allowed. The array is kept, so nobody may change it."""
+        self._parts.append(rows)
+        self._size += len(rows)
+        if self._size > self._limit:
+            distinct = self.take()
+            self._parts, self._size = [distinct], len(distinct)
+            self._limit = max(_NOTED, 2 * len(distinct))
+
+    def take(self) -> Rows:
+        """Rows noted since the last call, ascending, each once."""
+        parts, self._parts, self._size, self._limit = self._parts, [], 0, _NOTED
+        return without_repeats(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
 class Generation:
     """Rows appended in arrival order, and an index of them by key.
 
@@ -61,18 +132,23 @@ class Generation:
     Every key has at most one slot: inserting a key whose row is dead takes over its slot, so a key
     that comes and goes a million times does not grow a chain. Slots are never emptied.
 
+    What changes is noted from the first :meth:`changes` on, and not before: who never asks pays nothing.
+
     Memory: ``capacity * (8 + 1 + record) + 4 * slots`` bytes, slots being the power of two in
     ``[2 * capacity, 4 * capacity)``.
     """
 
     __slots__ = (
         "_bounds",
+        "_deleted",
+        "_exact",
         "_index",
         "_mask",
         "_raw",
         "_row_mask",
         "_tag_mask",
         "_tops",
+        "_updated",
         "capacity",
         "count",
         "head",
@@ -81,6 +157,7 @@ class Generation:
         "live_count",
         "number",
         "records",
+        "stored",
     )
 
     def __init__(self, number: int, dtype: np.dtype[np.void], capacity: int) -> None:
@@ -101,7 +178,40 @@ class Generation:
         self._row_mask = np.uint32((1 << row_bits) - 1)
         self._tag_mask = np.uint32(int(_LOW) & ~int(self._row_mask))
         self._bounds: dict[str, NDArray[Any]] = {}
+        self._exact: set[str] = set()
         self._tops: dict[str, int | float] = {}
+        self.stored = 0
+        self._deleted = _RowLog()
+        self._updated = _RowLog()
+
+    @classmethod
+    def restored(cls, number: int, dtype: np.dtype[np.void], capacity: int, stored: StoredRows) -> Generation:
+        """The generation whose changes led to these rows. O(rows)."""
+        generation, count = cls(number, dtype, capacity), len(stored.keys)
+        generation.keys[:count] = stored.keys
+        generation._raw[:count] = np.ascontiguousarray(stored.records).view(generation._raw.dtype)
+        generation.live[:count] = stored.live
+        generation.count = generation.stored = count
+        generation.live_count = int(np.count_nonzero(generation.live))
+        for start in range(0, count, _CHUNK):
+            generation._index_again(start, min(start + _CHUNK, count))
+        generation._advance_head()
+        return generation
+
+    def changes(self) -> RowChanges | None:
+        """What changed since the last call or since it was restored; None: nothing. O(what changed)."""
+        first, end = self.stored, self.count
+        if first:
+            updated, deleted = self._updated.take(), self._deleted.take()
+            updated = updated[updated < first]
+        else:
+            updated, deleted = np.empty(0, np.int64), np.flatnonzero(~self.live[:end])
+        self.stored = end
+        if first == end and not updated.size and not deleted.size:
+            return None
+        keys = self.keys[first:end].copy()
+        records = self._raw[first:end].copy().view(self.records.dtype)
+        return RowChanges(self.number, first, keys, records, updated, self.copy_records(updated), deleted)
 
     @property
     def room(self) -> int:
@@ -131,6 +241,10 @@ class Generation:
     def write_records(self, rows: Rows, raw: Records) -> None:
         """Overwrite the records at `rows` (`raw` without fields) and lower the bounds to match."""
         self._raw[rows] = raw
+        self._tops.clear()
+        self._exact.clear()
+        if self.stored:
+            self._updated.add(rows)
         for field, bounds in self._bounds.items():
             values = self.records[field].take(rows)
             np.fmin.at(bounds, rows >> _BLOCK_SHIFT, values)
@@ -142,7 +256,8 @@ class Generation:
         self._raw[first:end] = raw
         self.live[first:end] = True
         for start in range(first, end, _CHUNK):
-            self._add_to_index(start, min(start + _CHUNK, end))
+            stop = min(start + _CHUNK, end)
+            self._add_to_index(self.keys[start:stop], np.arange(start + 1, stop + 1, dtype=np.uint32))
         self.count = end
         self.live_count += end - first
         for field, bounds in self._bounds.items():
@@ -183,7 +298,13 @@ class Generation:
     def kill(self, rows: Rows) -> None:
         """Mark rows dead. `rows` are distinct; those already dead are left as they are."""
         self.live_count -= int(np.count_nonzero(self.live.take(rows)))
+        self._bury(rows)
+
+    def _bury(self, rows: Rows) -> None:
         self.live[rows] = False
+        self._exact.clear()
+        if self.stored and rows.size:
+            self._deleted.add(rows)
 
     @property
     def tracked(self) -> tuple[str, ...]:
@@ -209,7 +330,7 @@ class Generation:
             low, high = max(first << _BLOCK_SHIFT, self.head), min(last << _BLOCK_SHIFT, self.count)
             gone = (self.records[field][low:high] < before) & self.live[low:high]
             rows = low + np.flatnonzero(gone)
-            self.live[rows] = False
+            self._bury(rows)
             self.live_count -= len(rows)
             self._tighten(field, first, last)
             expired.append(rows)
@@ -217,12 +338,25 @@ class Generation:
         return np.concatenate(expired) if expired else np.empty(0, np.int64)
 
     def bound(self, field: str) -> int | float:
-        """A value no live row's tracked field is under."""
-        lowest: int | float = self._bounds[field].min().item()
+        """The least value of a tracked field among the live rows. O(blocks), and a block or few more."""
+        bounds = self._bounds[field]
+        block = int(bounds.argmin())
+        while field not in self._exact:
+            loose = bounds[block]
+            if loose == self._ceiling(field):
+                break
+            self._tighten(field, block, block + 1)
+            if bounds[block] == loose:
+                self._exact.add(field)
+            block = int(bounds.argmin())
+        lowest: int | float = bounds[block].item()
         return lowest
 
     def top(self, field: str) -> int | float:
-        """Largest value of a field over all rows, dead ones too; the generation must be sealed."""
+        """Largest value of a field over all rows, dead ones too; the generation must be sealed.
+
+        A function of the rows alone, so that a restored generation says the same.
+        """
         known = self._tops.get(field)
         if known is None:
             known = self._tops[field] = self.records[field][: self.count].max().item()
@@ -243,7 +377,8 @@ class Generation:
         """Make the bounds of blocks `first ... last - 1` exact."""
         low, high = first << _BLOCK_SHIFT, min(last << _BLOCK_SHIFT, self.count)
         values = np.where(self.live[low:high], self.records[field][low:high], self._ceiling(field))
-        self._bounds[field][first:last] = np.fmin.reduceat(values, _block_starts(low, high - low))
+        lows = np.fmin.reduceat(values, _block_starts(low, high - low))
+        self._bounds[field][first:last] = np.fmin(lows, self._ceiling(field))
 
     def _row_of(self, entries: Words) -> Rows:
         """Row numbers of index entries; -1 for an empty slot."""
@@ -252,12 +387,18 @@ class Generation:
     def _next(self, slots: Rows) -> Rows:
         return (slots + 1) & np.int64(self._mask)
 
-    def _add_to_index(self, first: int, end: int) -> None:
-        """Index rows `first ... end - 1`, whose keys are distinct and have no live row here."""
-        index, keys = self._index, self.keys[first:end]
+    def _index_again(self, first: int, end: int) -> None:
+        """Index rows `first ... end - 1` of any keys: the last row of a key has its slot, live or not."""
+        keys, numbers = self.keys[first:end], np.arange(first + 1, end + 1, dtype=np.uint32)
+        last = ~occurred_before(keys[::-1])[::-1]
+        self._add_to_index(keys[last], numbers[last])
+
+    def _add_to_index(self, keys: Keys, numbers: Words) -> None:
+        """Index rows by their keys, which are distinct; `numbers` are the rows, counted from 1."""
+        index = self._index
         high = high_bits(keys)
         new = high & self._tag_mask
-        new |= np.arange(first + 1, end + 1, dtype=np.uint32)
+        new |= numbers
         home = (keys & self._mask).view(np.int64)
         entries = index.take(home, mode="clip")
         free = entries == 0

@@ -8,17 +8,20 @@ much later it is: an id names one prediction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monitor.batch import Bools, EventBatch, Keys, Texts
-from monitor.pending import GenerationalTable
+from monitor.checkpoint import GenerationChanges, JoinChanges, JoinState, JoinTable, TextChanges
+from monitor.pending import GenerationalTable, StoredRows
 from monitor.tasks.base import Ints, Records, Task
 
-_WAITS_AS_PREDICTION, _WAITS_AS_OUTCOME = 0, 1
+_WAITS_AS_PREDICTION, _WAITS_AS_OUTCOME, _PAIR = 0, 1, 2
+_TEXT_KINDS = ("prediction", "outcome", "pair")
 _MOST_REPEATS = 16
 _Column = NDArray[np.int64] | NDArray[np.uint64]
 
@@ -112,7 +115,8 @@ class Join:
     One thing does depend on arrival: of *conflicting* outcomes or predictions of an id, where some
     could pair and others lie more than ``outcome_wait`` apart, which ones do. Only one waits at a time.
 
-    State: O(pending + recent pairs).
+    State: O(pending + recent pairs). :meth:`changes` gives what a checkpoint needs to follow it, in time and
+    memory of what changed; a join that was restored goes on exactly as the other one would have.
     """
 
     def __init__(self, task: Task, limits: JoinLimits, *, waits_for_outcome: bool = True) -> None:
@@ -127,8 +131,9 @@ class Join:
         self.pending = GenerationalTable(np.dtype(waiting))
         self.pending.track("deadline")
         self.recent = GenerationalTable(np.dtype(pair), generation_rows=1 << 16)
-        self._waiting_texts: dict[tuple[int, int], str] = {}
+        self._waiting_texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
         self._pair_texts: dict[int, tuple[str, str]] = {}
+        self._touched: tuple[set[int], set[int], set[int]] | None = None
         self._changes: list[PredictionChange | OutcomeChange] = []
 
     @property
@@ -197,8 +202,8 @@ class Join:
         self.counts.expired_predictions += int(predictions.sum())
         self.counts.expired_outcomes += int((~predictions).sum())
         if self._task.texts:
-            for key, kind in zip(keys.tolist(), gone["kind"].tolist(), strict=True):
-                self._waiting_texts.pop((key, kind), None)
+            self._drop_waiting_texts(keys[predictions].tolist(), _WAITS_AS_PREDICTION)
+            self._drop_waiting_texts(keys[~predictions].tolist(), _WAITS_AS_OUTCOME)
         limit = until - self._limits.dedupe_window_ms
         self._forget_texts(self.recent.drop_before("basis", limit))
         while (
@@ -209,9 +214,55 @@ class Join:
         return Expiry(gone["deadline"][predictions], gone["cell"][predictions].astype(np.int64))
 
     def next_expiry(self) -> int | None:
-        """A lower bound of the times at which :meth:`expire` has something to do; None: nothing waits."""
+        """The first time after which :meth:`expire` has something to do; None: nothing waits.
+
+        It is exact: a bound that depended on who waited before would not survive a restart.
+        """
         bound = self.pending.lower_bound("deadline")
         return None if bound is None else int(bound)
+
+    def changes(self) -> tuple[JoinChanges, Mapping[str, Any]]:
+        """What changed since the last call or since :meth:`restore`, and all small parts as a document.
+
+        The first call of a join that was not restored gives everything; from then on changes are noted.
+        """
+        generations = [
+            GenerationChanges(name, *rows) for name, table in self._tables() for rows in table.changes()
+        ]
+        texts = []
+        stores: tuple[Mapping[int, str | tuple[str, str]], ...] = (*self._waiting_texts, self._pair_texts)
+        for kind, store in enumerate(stores):
+            keys: Iterable[int] = store if self._touched is None else self._touched[kind]
+            if keys:
+                texts.append(TextChanges(_TEXT_KINDS[kind], {key: store.get(key) for key in keys}))
+        self._touched = (set(), set(), set())
+        layouts = {name: table.layout for name, table in self._tables()}
+        return JoinChanges(generations, texts), {"counts": asdict(self.counts), "layouts": layouts}
+
+    def restore(self, state: JoinState, document: Mapping[str, Any]) -> None:
+        """Make this fresh join what the other one was when it gave this document.
+
+        Raises
+        ------
+        ValueError
+            State and document do not belong together, or the task's records have other fields now.
+        """
+        for name, table in self._tables():
+            stored = {
+                g.generation: StoredRows(g.keys, g.records, g.alive)
+                for g in state.generations
+                if g.table == name
+            }
+            table.restore(document["layouts"][name], stored)
+        self.counts = JoinCounts(**document["counts"])
+        for kind, waiting in enumerate(self._waiting_texts):
+            waiting.update((key, str(text)) for key, text in state.texts.get(_TEXT_KINDS[kind], {}).items())
+        for key, texts in state.texts.get(_TEXT_KINDS[_PAIR], {}).items():
+            self._pair_texts[key] = (texts[0] or "", texts[1] or "")
+        self._touched = (set(), set(), set())
+
+    def _tables(self) -> tuple[tuple[JoinTable, GenerationalTable], ...]:
+        return (("pending", self.pending), ("recent", self.recent))
 
     def _merge(self, rows: _Rows, texts: Texts | None) -> None:
         """Take in events with distinct ids."""
@@ -280,9 +331,8 @@ class Join:
         if texts is not None:
             self._recall(rows.key, texts, keep, _WAITS_AS_PREDICTION)
             self._recall(rows.key, texts, at[later], _WAITS_AS_OUTCOME)
-            for i in hit.tolist():
-                self._waiting_texts.pop((int(rows.key[i]), _WAITS_AS_PREDICTION), None)
-                self._waiting_texts.pop((int(rows.key[i]), _WAITS_AS_OUTCOME), None)
+            for kind in (_WAITS_AS_PREDICTION, _WAITS_AS_OUTCOME):
+                self._drop_waiting_texts(rows.key[hit].tolist(), kind)
         self._add_predictions(rows, fresh)
 
     def _against_recent(self, rows: _Rows, texts: Texts | None, known: Ints) -> None:
@@ -347,6 +397,7 @@ class Join:
         new["basis"] = np.maximum(new["prediction_time"], new["outcome_time"])
         if texts is not None:
             both = []
+            self._touch(_PAIR, rows.key[source].tolist())
             for i, from_p, from_o in zip(source.tolist(), p.tolist(), o.tolist(), strict=True):
                 hypothesis, reference = self._pair_texts.get(int(rows.key[i]), ("", ""))
                 hypothesis = (texts.predictions[i] or "") if from_p else hypothesis
@@ -362,8 +413,9 @@ class Join:
         if not self._waits:
             return
         apart = ~new["joined"] & ~self._timely(new["outcome_time"] - new["prediction_time"])
-        self._changes.append(_outcome_change(-1, old))
-        self._changes.append(_outcome_change(1, new[~apart]))
+        counted = p | o  # one that is only joined now counts as before, maybe in a closed time bucket
+        self._changes.append(_outcome_change(-1, old[counted]))
+        self._changes.append(_outcome_change(1, new[counted & ~apart]))
         if apart.any():
             self._take_apart(rows.key[source[apart]], handles[changed][apart], new[apart])
 
@@ -378,9 +430,11 @@ class Join:
         for name in ("cell", "digest", "p"):
             records[name] = pairs[name]
         self.pending.insert(keys, records)
-        for key in keys.tolist() if self._task.texts else ():
-            hypothesis, _ = self._pair_texts.pop(key, ("", ""))
-            self._waiting_texts[key, _WAITS_AS_PREDICTION] = hypothesis
+        if self._task.texts:
+            for key in keys.tolist():
+                hypothesis, _ = self._pair_texts.pop(key, ("", ""))
+                self._waiting_texts[_WAITS_AS_PREDICTION][key] = hypothesis
+            self._touch(_WAITS_AS_PREDICTION, keys.tolist())  # that the pairs' texts changed is noted already
 
     def _timely(self, delay: Ints) -> Bools:
         return (delay <= self._limits.outcome_ttl_ms) & (delay >= -self._limits.outcome_wait_ms)
@@ -433,6 +487,7 @@ class Join:
             if texts is not None:
                 for key, p, o in zip(rows.key.tolist(), texts.predictions, texts.outcomes, strict=True):
                     self._pair_texts[key] = (p or "", o or "")
+                self._touch(_PAIR, rows.key.tolist())
 
     def _wait(self, rows: _Rows, texts: Texts | None, waits: Bools) -> None:
         """Remember incomplete rows until their other part comes or their wait ends."""
@@ -459,17 +514,29 @@ class Join:
     def _keep(self, keys: Keys, texts: Texts, at: Ints, kind: int) -> None:
         source = texts.outcomes if kind == _WAITS_AS_OUTCOME else texts.predictions
         for i in at.tolist():
-            self._waiting_texts[int(keys[i]), kind] = source[i] or ""
+            self._waiting_texts[kind][int(keys[i])] = source[i] or ""
+        self._touch(kind, keys[at].tolist())
 
     def _recall(self, keys: Keys, texts: Texts, at: Ints, kind: int) -> None:
         target = texts.outcomes if kind == _WAITS_AS_OUTCOME else texts.predictions
         for i in at.tolist():
-            target[i] = self._waiting_texts.get((int(keys[i]), kind))
+            target[i] = self._waiting_texts[kind].get(int(keys[i]))
 
     def _forget_texts(self, keys: Keys) -> None:
         if self._task.texts:
-            for key in keys[self.recent.find(keys) < 0].tolist():
+            gone = keys[self.recent.find(keys) < 0].tolist()
+            for key in gone:
                 self._pair_texts.pop(key, None)
+            self._touch(_PAIR, gone)
+
+    def _drop_waiting_texts(self, keys: list[int], kind: int) -> None:
+        waiting = self._waiting_texts[kind]
+        self._touch(kind, [key for key in keys if waiting.pop(key, None) is not None])
+
+    def _touch(self, kind: int, keys: list[int]) -> None:
+        """Note whose texts of a kind changed, once somebody has asked for changes."""
+        if self._touched is not None:
+            self._touched[kind].update(keys)
 
 
 def _outcome_change(sign: int, pairs: Records) -> OutcomeChange:

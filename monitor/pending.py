@@ -10,18 +10,31 @@ moved to make room, so no insert stalls for a rehash of the whole table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from monitor.generation import HANDLE_SHIFT, MAX_ROWS, Generation, Handles, Keys, Records, Rows, high_bits
+from monitor.generation import (
+    HANDLE_SHIFT,
+    MAX_ROWS,
+    Generation,
+    Handles,
+    Keys,
+    Records,
+    RowChanges,
+    Rows,
+    StoredRows,
+    high_bits,
+    occurred_before,
+    without_repeats,
+)
 
 _SMALL = 1 << 18
 """Rows of a generation that are moved, at most half of them, in a few milliseconds."""
 _ROW_OF_HANDLE = (1 << HANDLE_SHIFT) - 1
 
-__all__ = ["GenerationalTable", "Handles", "Keys", "Records"]
+__all__ = ["GenerationalTable", "Handles", "Keys", "Records", "RowChanges", "StoredRows"]
 
 
 class GenerationalTable:
@@ -45,7 +58,8 @@ class GenerationalTable:
 
     Notes
     -----
-    State: O(rows not yet dropped), at most ``generation_rows + live / 0.1`` after enough `compact`.
+    State: O(rows not yet dropped), at most ``generation_rows + live / 0.1`` after enough `compact`. A
+    checkpoint of it is `layout` and what `changes` gave so far; `restore` takes both back.
 
     Keys are not re-mixed. Whoever can choose ids whose hashes share their low bits can make probing
     slow; seed the hash when ids come from outsiders.
@@ -81,6 +95,7 @@ class GenerationalTable:
         self.dtype: np.dtype[np.void] = np.dtype((np.void, record))
         self.generation_rows = generation_rows
         self._generations = [Generation(0, self.dtype, first_rows)]
+        self._gone: list[int] = []
 
     def __len__(self) -> int:
         """Live rows."""
@@ -218,11 +233,7 @@ class GenerationalTable:
         KeyError
             A handle is -1 or its generation is gone; nothing was removed.
         """
-        distinct = np.sort(handles)
-        repeated = distinct[1:] == distinct[:-1]
-        if repeated.any():
-            distinct = distinct[np.concatenate(([True], ~repeated))]
-        for generation, _, rows in self._by_generation(distinct):
+        for generation, _, rows in self._by_generation(without_repeats(handles)):
             generation.kill(rows)
         self._drop_dead()
 
@@ -276,10 +287,7 @@ class GenerationalTable:
             generation.track(field)
 
     def lower_bound(self, field: str) -> int | float | None:
-        """A value no live row's `field` is under; None for an empty table. O(rows / 4096).
-
-        The bound may be too low after rows were removed, never too high.
-        """
+        """The least `field` of the live rows; None for an empty table. O(rows / 4096), amortised."""
         if not len(self):
             return None
         self.track(field)
@@ -301,7 +309,8 @@ class GenerationalTable:
         """Drop the oldest generation, which must not be the newest; return the keys of its live rows."""
         if self.generations == 1:
             raise ValueError("the newest generation cannot be dropped")
-        generation = self._generations.pop(0)
+        generation = self._generations[0]
+        self._discard(generation)
         return generation.keys.take(generation.live_rows())
 
     def compact(self, *, below: float = 0.1) -> bool:
@@ -341,6 +350,64 @@ class GenerationalTable:
             rows = generation.live_rows()
             if rows.size:
                 yield generation.keys.take(rows), generation.copy_records(rows)
+
+    @property
+    def layout(self) -> list[list[int]]:
+        """Number, capacity and rows (dead ones too) of each generation, the oldest first."""
+        return [[g.number, g.capacity, g.count] for g in self._generations]
+
+    def changes(self) -> list[RowChanges]:
+        """What changed since the last call, or since the table was restored; at first, everything.
+
+        Generations that were never given are not among the dead. From the first call on the table notes
+        which of its rows change.
+
+        Notes
+        -----
+        O(what changed + generations), and so is the memory of what was noted.
+        """
+        none, no_keys, no_records = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, self.dtype)
+        gone, self._gone = self._gone, []
+        dead = [RowChanges(n, 0, no_keys, no_records, none, no_records, none, dead=True) for n in gone]
+        return dead + [c for g in self._generations if (c := g.changes()) is not None]
+
+    def restore(self, layout: Sequence[Sequence[int]], stored: Mapping[int, StoredRows]) -> None:
+        """Make this fresh table what the table was that had this layout and these rows, by generation.
+
+        Every row gets its old place. Generations without rows may be missing. O(rows in `stored`).
+
+        Raises
+        ------
+        ValueError
+            The rows do not belong to the layout, or have other fields; the table is then as it was.
+        """
+        known = [number for number, _, rows in layout if rows or number in stored]
+        if known != sorted(stored) or not layout:
+            raise ValueError(
+                f"stored are generations {sorted(stored)}, but {known} belong to the checkpoint: "
+                "the state is damaged"
+            )
+        generations = []
+        for number, capacity, rows in layout:
+            part = stored.get(number)
+            if part is None:
+                part = StoredRows(np.empty(0, np.uint64), np.empty(0, self.dtype), np.empty(0, np.bool_))
+            lengths = {rows, len(part.keys), len(part.records), len(part.live)}
+            if len(lengths) > 1 or rows > capacity:
+                raise ValueError(
+                    f"generation {number} has {len(part.keys)} keys, {len(part.records)} records and "
+                    f"{len(part.live)} marks for {rows} rows of {capacity}: the state is damaged"
+                )
+            if part.records.dtype != self.dtype:
+                raise ValueError(
+                    f"stored records are {part.records.dtype}, this task has {self.dtype}: the task or its "
+                    "options have changed"
+                )
+            generations.append(Generation.restored(number, self.dtype, capacity, part))
+        fields = self._generations[-1].tracked
+        self._generations = generations
+        for field in fields:
+            self.track(field)
 
     def _raw(self, records: Records) -> Records:
         return records.view(f"V{self.dtype.itemsize}")
@@ -411,9 +478,20 @@ class GenerationalTable:
     def _move(self, generation: Generation) -> None:
         """Insert the live rows of a sealed generation anew, and drop it."""
         rows = generation.live_rows()
-        self._generations.remove(generation)
-        self.insert(generation.keys.take(rows), generation.copy_records(rows))
+        self._discard(generation)
+        while rows.size:
+            # Where a key has two live rows, the later one hides the other wherever they go.
+            keys = generation.keys.take(rows)
+            again = occurred_before(keys)
+            self.insert(keys[~again], generation.copy_records(rows[~again]))
+            rows = rows[again]
 
     def _drop_dead(self) -> None:
         newest = self._generations[-1]
-        self._generations = [g for g in self._generations if g.live_count or g is newest]
+        for generation in [g for g in self._generations if not g.live_count and g is not newest]:
+            self._discard(generation)
+
+    def _discard(self, generation: Generation) -> None:
+        self._generations.remove(generation)
+        if generation.stored:
+            self._gone.append(generation.number)

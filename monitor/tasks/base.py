@@ -109,12 +109,12 @@ class Sums:
         self._scales = {s.name: np.float64(s.scale) for s in statistics}
 
     def __getitem__(self, name: str) -> Floats:
-        return self._table[:, self._index[name]] * self._scales[name]
+        return self._table[:, self._index[name]].astype(np.float64) * self._scales[name]
 
     def histogram(self, prefix: str, bins: int) -> Floats:
         """Statistics ``prefix_0 … prefix_{bins-1}`` as an array of shape (groups, bins)."""
         first = self._index[f"{prefix}_0"]
-        return self._table[:, first : first + bins] * self._scales[f"{prefix}_0"]
+        return self._table[:, first : first + bins].astype(np.float64) * self._scales[f"{prefix}_0"]
 
 
 @dataclass(frozen=True, slots=True)

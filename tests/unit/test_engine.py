@@ -298,3 +298,15 @@ def test_long_silences_cost_no_more_than_short_ones(hours: int, monkeypatch: pyt
     run.feed([{**event(0), "id": "later", "time": START + hours * HOUR}])
     run.finish()
     assert len(visited) <= 3 * 10
+
+
+def test_a_closed_time_bucket_is_not_opened_again() -> None:
+    run = Run(config(time={"grace": "1m"}))
+    pair = {"id": "x", "decision": 1, "attributes": {"sex": "a"}}
+    run.feed([{**pair, "time": START + 50 * MINUTE}])
+    run.feed([{"id": "x", "time": START + 51 * MINUTE, "outcome": 1}])
+    run.feed([event(70), event(72.5)])
+    run.feed([{**pair, "time": START + 73 * MINUTE, "outcome": 1, "outcome_time": START + 74 * MINUTE}])
+    for minutes in (80, 121.5, 241.5):
+        run.feed([event(minutes)])
+    assert selected(run, "3h") == 4

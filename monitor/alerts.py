@@ -8,10 +8,11 @@ firing one as it is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import xxhash
 
@@ -45,6 +46,11 @@ class Rule:
     min_support: int
     for_buckets: int
     severity: Severity
+
+    @property
+    def definition(self) -> str:
+        """All that makes this rule, as text: another text is another rule."""
+        return json.dumps(asdict(self), sort_keys=True, default=dict)
 
     def breached_by(self, value: float) -> bool:
         """Is a gap of this size beyond the tolerance?
@@ -188,6 +194,24 @@ class RuleMonitor:
         transitions.sort(key=lambda t: (t.at, t.alert.fingerprint))
         return transitions
 
+    def snapshot(self) -> list[dict[str, Any]]:
+        """What is beyond the tolerance, and the alerts, as JSON."""
+        return [
+            {
+                "key": key,
+                "beyond": watch.beyond,
+                "alert": None if watch.alert is None else _document(watch.alert),
+            }
+            for key, watch in self._watches.items()
+        ]
+
+    def restore(self, snapshot: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what another monitor of the same rule gave as its snapshot."""
+        for watch in snapshot:
+            stored = watch["alert"]
+            alert = None if stored is None else _alert(self.rule, stored)
+            self._watches[watch["key"]] = _Watch(alert, watch["beyond"])
+
     def _beyond(self, key: str, end: int, gap: Gap, value: float, again: bool) -> list[Transition]:
         watch = self._watches.setdefault(key, _Watch())
         transitions = []
@@ -226,3 +250,23 @@ def _fire(alert: Alert, at: int) -> Transition:
 
 def _note(alert: Alert, at: int) -> Transition:
     return Transition(at, replace(alert))
+
+
+def _document(alert: Alert) -> dict[str, Any]:
+    """An alert as JSON, without its rule."""
+    return {
+        "groups": [None if side is None else dict(side) for side in alert.groups],
+        "value": float(alert.value),
+        "worst": float(alert.worst),
+        "support": int(alert.support),
+        "pending_since": alert.pending_since,
+        "state": str(alert.state),
+        "firing_since": alert.firing_since,
+        "resolved_at": alert.resolved_at,
+    }
+
+
+def _alert(rule: Rule, document: Mapping[str, Any]) -> Alert:
+    left, right = document["groups"]
+    fields = {**document, "groups": (left, right), "state": AlertState(document["state"])}
+    return Alert(rule, **fields)

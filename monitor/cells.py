@@ -6,8 +6,10 @@ partitions and the order of merging change no bit.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +63,7 @@ class CellDictionary:
         self._is_admitted = np.zeros(64, np.bool_)
         self._values: list[dict[str, bool]] = [{OTHER: True} for _ in attributes]
         self._admitted_values = [0] * len(self.attributes)
+        self._placeless: list[set[str]] = [set() for _ in attributes]
         self._folded_to = np.zeros(64, np.int64)
         everything_else = self._append(tuple(OTHER for _ in attributes))
         self._is_admitted[everything_else] = True
@@ -84,6 +87,8 @@ class CellDictionary:
             return number
         if len(self.cells) < (_CANDIDATES + 1) * self.max_cells:
             return self._append(folded)
+        for placeless, value in zip(self._placeless, folded, strict=True):
+            placeless.add(value)
         return self._fold(folded, known_only=True)
 
     def admit(self, cells: Ints, events: Ints) -> None:
@@ -114,9 +119,44 @@ class CellDictionary:
                 number = self._append(values)
             if not self._is_admitted[number]:
                 self._is_admitted[number] = True
+                self._folded_to[number] = number
                 self.admitted += 1
         for cell in fresh:
             self._folded_to[cell] = self._fold(self._after_folding(cell), known_only=False)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Changes whenever :meth:`snapshot` does."""
+        return (self.admitted, *self._admitted_values, *(len(p) for p in self._placeless))
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is admitted, as JSON; with :attr:`cells` it is all there is to restore.
+
+        An admitted cell is counted in itself, and where the others are is decided anew at each close. A value
+        is a candidate when a cell has it, except for those that came when there was no room for cells.
+        """
+        flags = np.packbits(self._is_admitted).tobytes().rstrip(b"\0")  # one text, however many wait
+        return {
+            "cells": b64encode(flags).decode(),
+            "values": [sorted(v for v, admitted in known.items() if admitted) for known in self._values],
+            "placeless": [sorted(values) for values in self._placeless],
+        }
+
+    def restore(self, cells: Iterable[Cell], snapshot: Mapping[str, Any]) -> None:
+        """Make this fresh dictionary what the other was; ``cells`` may have more than it had then."""
+        for cell in cells:
+            if cell not in self._number:
+                self._append(cell)
+            for known, value in zip(self._values, cell, strict=True):
+                known.setdefault(value, False)
+        flags = np.unpackbits(np.frombuffer(b64decode(snapshot["cells"]), np.uint8))
+        self._is_admitted[np.flatnonzero(flags)] = True
+        self.admitted = int(flags.sum()) - 1  # that everything else has its cell is no admission
+        for i, known in enumerate(self._values):
+            self._placeless[i] = set(snapshot["placeless"][i])
+            known.update((v, False) for v in self._placeless[i] if v not in known)
+            known.update((v, True) for v in snapshot["values"][i])
+            self._admitted_values[i] = sum(known.values()) - 1
 
     def _value(self, attribute: int, value: str) -> str:
         known = self._values[attribute]
@@ -214,15 +254,24 @@ class CellSums:
         sums[np.searchsorted(cells, other.cells)] += other.sums
         return CellSums(cells, sums)
 
+    def since(self, before: CellSums | None) -> CellSums:
+        """The rows that ``before`` did not have, or had with other sums; it had none that are gone."""
+        if before is None or not before.cells.size:
+            return self
+        at = np.minimum(np.searchsorted(before.cells, self.cells), len(before.cells) - 1)
+        same = (before.cells[at] == self.cells) & (before.sums[at] == self.sums).all(axis=1)
+        return CellSums(self.cells[~same], self.sums[~same])
+
 
 class CellTable:
     """Dense integer sums, one row per cell: an open time bucket, or the running total of a window."""
 
-    __slots__ = ("events", "sums")
+    __slots__ = ("_touched", "events", "sums")
 
     def __init__(self, cells: int, statistics: int) -> None:
         self.sums: Ints = np.zeros((max(cells, 1), statistics), np.int64)
         self.events = 0
+        self._touched: NDArray[np.bool_] | None = None
 
     def add(self, cells: Ints, scatters: Iterable[Scatter], sign: int = 1) -> None:
         """Add (or with ``sign=-1`` take back) what events contribute to their cells."""
@@ -230,6 +279,8 @@ class CellTable:
             return
         self._count(cells.size)
         self.reserve(int(cells.max()) + 1)
+        if self._touched is not None:
+            self._touched[cells] = True
         flat, width = self.sums.reshape(-1), self.sums.shape[1]
         rows = cells * width
         for scatter in scatters:
@@ -243,12 +294,18 @@ class CellTable:
             grown = np.zeros((max(cells, have + have // 2), self.sums.shape[1]), self.sums.dtype)
             grown[:have] = self.sums
             self.sums = grown
+            if self._touched is not None:
+                self._touched = np.concatenate([self._touched, np.zeros(len(grown) - have, np.bool_)])
 
     def include(self, part: CellSums, sign: int = 1) -> None:
         """Add (``sign=1``) or subtract (``sign=-1``) the sums of a closed bucket."""
         if part.cells.size:
             self._count(sign * int(part.sums[:, :2].sum()))
+            if part.sums.dtype == np.object_:
+                self._widen()
             self.reserve(int(part.cells[-1]) + 1)
+            if self._touched is not None:
+                self._touched[part.cells] = True
             if sign == 1:
                 self.sums[part.cells] += part.sums
             else:
@@ -266,7 +323,92 @@ class CellTable:
         add_rows(sums, inverse, rows)
         return CellSums(cells, sums)
 
+    def track(self) -> None:
+        """From now on note which rows change; at first, all that are not zero have."""
+        self._touched = (self.sums != 0).any(axis=1)
+
+    def changed(self) -> CellSums:
+        """The rows that were added to since the last call, as they are now; :meth:`track` comes first."""
+        if self._touched is None or not self._touched.any():
+            return CellSums(np.empty(0, np.int64), self.sums[:0])
+        cells = np.flatnonzero(self._touched)
+        self._touched[cells] = False
+        return CellSums(cells, self.sums[cells])
+
     def _count(self, events: int) -> None:
         self.events += events
-        if self.events > MAX_EVENTS and self.sums.dtype != np.object_:
+        if self.events > MAX_EVENTS:
+            self._widen()
+
+    def _widen(self) -> None:
+        if self.sums.dtype != np.object_:
             self.sums = self.sums.astype(np.object_)
+
+
+class TableLog:
+    """Which named tables of sums have changed since their changes were last taken.
+
+    Parameters
+    ----------
+    stored
+        Names of the tables that whoever takes the changes has already.
+    known
+        Those of them that :meth:`put` will be called with, as they are there.
+    bare
+        Names of tables that exist, with nothing but zeros.
+
+    State: O(tables), and what has changed.
+    """
+
+    def __init__(
+        self,
+        stored: Iterable[str] = (),
+        known: Mapping[str, CellSums] | None = None,
+        bare: Iterable[str] = (),
+    ) -> None:
+        self._stored = set(stored)
+        self._known = dict(known or {})
+        self._put: dict[str, CellSums] = {}
+        self._rows: dict[str, CellSums] = {}
+        self._dropped: dict[str, None] = {}
+        self.bare = set(bare)
+
+    def put(self, name: str, table: CellSums) -> None:
+        """The table is this now; its sums are never written to again."""
+        if self._known.get(name) is not table:
+            self._put[name] = table
+
+    def note(self, name: str, table: CellTable) -> None:
+        """Take the rows of a tracked table that changed."""
+        rows = table.changed()
+        if rows.cells.size:
+            self._rows[name] = rows
+            self._mark(name, bare=not rows.sums.any() and not table.sums.any())
+
+    def drop(self, name: str) -> None:
+        """The table is no more; one of the same name may come."""
+        self._put.pop(name, None)
+        self._known.pop(name, None)
+        self.bare.discard(name)
+        if name in self._stored:
+            self._stored.discard(name)
+            self._dropped[name] = None
+
+    def take(self) -> tuple[dict[str, CellSums], list[str]]:
+        """Rows with new values by table, and the tables that are gone: those first, then the rows."""
+        tables, dropped = self._rows, list(self._dropped)
+        for name, table in self._put.items():
+            rows = table.since(self._known.get(name))
+            self._known[name] = table
+            self._mark(name, bare=not table.sums.any())
+            if rows.cells.size:
+                tables[name] = rows
+        self._stored.update(tables)
+        self._rows, self._put, self._dropped = {}, {}, {}
+        return tables, dropped
+
+    def _mark(self, name: str, *, bare: bool) -> None:
+        if bare:
+            self.bare.add(name)
+        else:
+            self.bare.discard(name)

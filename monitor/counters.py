@@ -12,16 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from monitor.batch import Bools
-from monitor.cells import Cell, CellSums, CellTable
+from monitor.cells import Cell, CellSums, CellTable, TableLog
 from monitor.groups import GroupIndex, Grouping, GroupTable, gated
 from monitor.tasks.base import EXPIRED, OUTCOMES, PREDICTIONS, Block, Ints, Task
 
 RELEASE_AFTER_MS = 3_600_000
 """Event time after which a block is released without the groups that are too small."""
+BLOCK = "block"
+"""Name of the block among stored tables."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class ReleasedCounters:
         self._of_predictions = np.array([s.block == "prediction" for s in task.statistics], np.bool_)
         self._block = CellTable(1, len(task.statistics))
         self._since: int | None = None
+        self._releases = 0
+        self._log: TableLog | None = None
 
     def include(self, start: int, closed: CellSums) -> None:
         """Take in the sums of a time bucket that began at ``start`` and closed."""
@@ -88,6 +93,49 @@ class ReleasedCounters:
             self._count(self.groupings[table.grouping], table)
         self._block = CellTable(1, self._block.sums.shape[1])
         self._since = None
+        self._releases += 1
+        if self._log is not None:
+            self._log.drop(BLOCK)
+            self._block.track()
+
+    def track(self, log: TableLog) -> None:
+        """Tell ``log`` of the block, now and (with :meth:`note`) as it changes."""
+        self._log = log
+        self._block.track()
+
+    def note(self, log: TableLog) -> None:
+        """Have the log take what changed in the block."""
+        log.note(BLOCK, self._block)
+
+    @property
+    def version(self) -> tuple[int, int | None]:
+        """Changes whenever :meth:`snapshot` does."""
+        return self._releases, self._since
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters and the age of the block as JSON; the block itself is a table of sums."""
+        counters = [
+            {
+                "grouping": list(c.grouping),
+                "withheld": c.withheld,
+                "groups": [list(group) for group in c.sums],
+                "sums": [row.tolist() for row in c.sums.values()],
+            }
+            for c in self.groupings.values()
+        ]
+        return {"since": self._since, "counters": counters}
+
+    def restore(self, snapshot: Mapping[str, Any], block: CellSums | None) -> None:
+        """Make these fresh counters what the others were; groupings that are new start at 0."""
+        self._since = snapshot["since"]
+        if block is not None:
+            self._block.include(block)
+        for stored in snapshot["counters"]:
+            counters = self.groupings.get(tuple(stored["grouping"]))
+            if counters is not None:
+                counters.withheld = stored["withheld"]
+                groups = (tuple(group) for group in stored["groups"])
+                counters.sums = {g: _row(row) for g, row in zip(groups, stored["sums"], strict=True)}
 
     def _count(self, counters: GroupCounters, table: GroupTable) -> None:
         hidden = self._hidden(table.withheld, len(table.groups))
@@ -107,3 +155,9 @@ class ReleasedCounters:
         predictions, outcomes = withheld.get("prediction", none), withheld.get("outcome", none)
         hidden: Bools = np.where(self._of_predictions, predictions[:, None], outcomes[:, None])
         return hidden
+
+
+def _row(sums: Sequence[int]) -> Ints:
+    """Sums as an array; of Python's integers where they might outgrow 64 bits."""
+    large = any(abs(value) >= 2**62 for value in sums)
+    return np.array(sums, np.object_ if large else np.int64)

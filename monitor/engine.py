@@ -10,7 +10,7 @@ buckets close on the smallest watermark of the partitions that are not idle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 
 from monitor.alerts import Alert, Rule, RuleMonitor, Transition
 from monitor.batch import Bools, EventBatch
-from monitor.cells import AttributeCap, Cell, CellDictionary, CellSums, CellTable
-from monitor.counters import ReleasedCounters
+from monitor.cells import AttributeCap, Cell, CellDictionary, CellSums, CellTable, TableLog
+from monitor.checkpoint import Document, EngineChanges, EngineState, ModelChanges, ModelState
+from monitor.counters import BLOCK, ReleasedCounters
 from monitor.gap_names import GapSpec
 from monitor.gaps import Gap, evaluate
 from monitor.groups import GroupIndex, Grouping, GroupTable, MetricTable, MetricValues, gated
@@ -30,6 +31,15 @@ from monitor.windows import Window
 
 _AHEAD = 64
 """Time buckets beyond the next to close that are held sparsely: outcomes of joined events lie there."""
+_TOTAL = "all"
+"""Name of the total of the window without end among stored tables."""
+_NEVER = object()
+_MEANINGS = {
+    "attributes": "the list of attributes",
+    "bucket_ms": "time.bucket",
+    "join_ms": "join.outcome_ttl or join.outcome_wait",
+    "statistics": "the task or one of its options",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,11 @@ class ModelEngine:
         self._rules: dict[str, list[RuleMonitor]] = {label: [] for label in self.windows}
         for rule in spec.rules:
             self._rules[rule.window].append(RuleMonitor(rule, self.windows[rule.window].step_ms))
+        self._closings = 0
+        self._log: TableLog | None = None
+        self._stored_cells = 0
+        self._stored: dict[str, Any] = {}
+        self._versions: dict[str, object] = {}
 
     @property
     def counts(self) -> JoinCounts:
@@ -169,11 +184,15 @@ class ModelEngine:
         part = CellSums(own, table.sums)
         before = self._ahead.get(bucket)
         self._ahead[bucket] = part if before is None else before.merge(part)
+        if self._log is not None:
+            self._log.put(f"ahead:{bucket}", self._ahead[bucket])
 
     def _table(self, bucket: int) -> CellTable:
         table = self._open.get(bucket)
         if table is None:
             table = self._open[bucket] = CellTable(len(self.cells), len(self.spec.task.statistics))
+            if self._log is not None:
+                table.track()
             self._next = bucket if self._next is None else min(self._next, bucket)
         return table
 
@@ -186,6 +205,7 @@ class ModelEngine:
     def close(self, until: int) -> list[Transition]:
         """Close the time buckets that end at or before ``until``, in order; evaluate the rules."""
         transitions: list[Transition] = []
+        self._closings += 1
         last = until // self._bucket_ms
         while self._next is not None and self._next < last:
             bucket = min(self.next_interesting, last)
@@ -205,6 +225,7 @@ class ModelEngine:
     def settle(self, until: int) -> list[Transition]:
         """The sources ended at ``until``: windows take in the step that has begun."""
         transitions: list[Transition] = []
+        self._closings += 1
         for label, window in self.windows.items():
             if self._next is not None and window.settle(until):
                 for rule in self._rules[label]:
@@ -235,6 +256,9 @@ class ModelEngine:
         if ahead is not None:
             self._table(bucket).include(ahead)
         closed = self._closed(self._open.pop(bucket, None))
+        if self._log is not None:
+            self._log.drop(f"open:{bucket}")
+            self._log.drop(f"ahead:{bucket}")
         if self.counters is not None and closed is not None:
             self.counters.include(start, closed)
         transitions: list[Transition] = []
@@ -264,6 +288,157 @@ class ModelEngine:
         touched = np.flatnonzero(block)
         self.cells.admit(touched, block[touched])
         return table.closed(self.cells.folded_to)
+
+    def track(self) -> None:
+        """From now on note what changes, for :meth:`changes`; at first, everything has."""
+        if self._log is None:
+            self._track(TableLog())
+
+    def _track(self, log: TableLog) -> TableLog:
+        self._log = log
+        for bucket, table in self._open.items():
+            table.track()
+            if not table.sums.any():
+                log.bare.add(f"open:{bucket}")
+        for bucket, part in self._ahead.items():
+            log.put(f"ahead:{bucket}", part)
+        for window in self._longest():
+            window.track(log)
+        if self.counters is not None:
+            self.counters.track(log)
+        return log
+
+    def _note(self, log: TableLog) -> None:
+        """Have the log take what changed in tables that are written to in place."""
+        for bucket, table in self._open.items():
+            log.note(f"open:{bucket}", table)
+        for window in self.windows.values():
+            if window.length_ms is None:
+                log.note(_TOTAL, window.total)
+        if self.counters is not None:
+            self.counters.note(log)
+
+    def _longest(self) -> list[Window]:
+        """For each step the longest window, which keeps all closed steps; and the one without end."""
+        longest: dict[tuple[bool, int], Window] = {}
+        for window in self.windows.values():
+            key = window.length_ms is None, window.step_ms
+            if key not in longest or (window.length_ms or 0) > (longest[key].length_ms or 0):
+                longest[key] = window
+        return list(longest.values())
+
+    def changes(self) -> ModelChanges | None:
+        """What changed since the last call, or since :meth:`restore`; None: nothing."""
+        log = self._log or self._track(TableLog())
+        self._note(log)
+        tables, dropped = log.take()
+        first, self._stored_cells = self._stored_cells, len(self.cells)
+        cells = self.cells.cells[first:]
+        join, join_document = self._join.changes()
+        documents = {}
+        for name, version, build in self._documents(log.bare, join_document):
+            if self._versions.get(name, _NEVER) == version:
+                continue
+            self._versions[name] = version
+            document = build()
+            if name not in self._stored or document != self._stored[name]:
+                documents[name] = self._stored[name] = document
+        if not (cells or tables or dropped or documents or join.generations or join.texts):
+            return None
+        return ModelChanges(first, cells, tables, dropped, documents, join)
+
+    def _documents(
+        self, bare: set[str], join: Document
+    ) -> Iterator[tuple[str, object, Callable[[], Document]]]:
+        """Each small part with a version that changes when it does, and how to write it down."""
+        yield "signature", None, self._signature
+        yield "dictionary", self.cells.version, self.cells.snapshot
+        ends = {str(w.step_ms): w.end for w in self.windows.values()}
+        windows: dict[str, Any] = {"next": self._next, "ends": ends, "bare": sorted(bare)}
+        yield "windows", windows, lambda: windows
+        yield "rules", self._closings, self._rules_document
+        yield "join", join, lambda: join
+        if self.counters is not None:
+            yield "counters", self.counters.version, self.counters.snapshot
+
+    def _signature(self) -> dict[str, Any]:
+        """What stored sums mean; they are of no use to a model with another signature."""
+        join = self.spec.join
+        return {
+            "attributes": [a.name for a in self.spec.attributes],
+            "bucket_ms": self._bucket_ms,
+            "join_ms": [join.outcome_ttl_ms, join.outcome_wait_ms],
+            "statistics": [[s.name, s.scale] for s in self.spec.task.statistics],
+        }
+
+    def _rules_document(self) -> dict[str, Any]:
+        rules = [monitor for monitors in self._rules.values() for monitor in monitors]
+        return {r.rule.definition: watches for r in rules if (watches := r.snapshot())}
+
+    def check(self, state: ModelState) -> None:
+        """Raise ValueError unless the state is of a model with the same sums."""
+        stored = state.documents["signature"]
+        for part, value in self._signature().items():
+            if stored.get(part) != value:
+                raise ValueError(
+                    f"model {self.spec.name}: {_MEANINGS[part]} changed since its state was stored, and the "
+                    "stored sums cannot be counted on; undo the change, rename the model, or start with an "
+                    "empty state directory"
+                )
+
+    def restore(self, state: ModelState) -> None:
+        """Make this fresh model go on exactly as the one whose changes were stored.
+
+        What is new in the configuration starts empty, and what is gone is dropped. One thing more: a new
+        window begins with the closed steps that are kept for a window with the same step.
+        """
+        self.check(state)
+        documents = state.documents
+        times = documents["windows"]
+        nothing = CellSums(np.empty(0, np.int64), np.empty((0, len(self.spec.task.statistics)), np.int64))
+        tables: dict[str, CellSums] = {**dict.fromkeys(times["bare"], nothing), **state.tables}
+        self.cells.restore(state.cells, documents["dictionary"])
+        self._stored_cells = len(self.cells)
+        self._next = times["next"]
+        steps: dict[int, list[tuple[int, CellSums]]] = {}
+        filling: dict[int, tuple[int, CellSums]] = {}
+        for name, part in tables.items():
+            kind, *numbers = name.split(":")
+            if kind == "open":
+                self._open[int(numbers[0])] = table = CellTable(1, part.sums.shape[1])
+                table.include(part)
+            elif kind == "ahead":
+                self._ahead[int(numbers[0])] = part
+            elif kind == "step":
+                steps.setdefault(int(numbers[0]), []).append((int(numbers[1]), part))
+            elif kind == "filling":
+                filling[int(numbers[0])] = int(numbers[1]), part
+        for window in self.windows.values():
+            step = window.step_ms
+            closed = sorted(steps.get(step, ()), key=lambda at: at[0])
+            window.restore(times["ends"].get(str(step)), closed, filling.get(step), tables.get(_TOTAL))
+        for rules in self._rules.values():
+            for rule in rules:
+                rule.restore(documents["rules"].get(rule.rule.definition, ()))
+        if self.counters is not None and "counters" in documents:
+            self.counters.restore(documents["counters"], tables.get("block"))
+        self._join.restore(state.join, documents["join"])
+        self._stored = dict(documents)
+        sparse = {n: part for n, part in tables.items() if n.startswith(("ahead:", "step:", "filling:"))}
+        log = TableLog(state.tables, sparse, times["bare"])
+        self._track(log)
+        self._note(log)
+        log.take()  # what was stored is no change
+        for name in tables.keys() - self._names():
+            log.drop(name)
+
+    def _names(self) -> set[str]:
+        """Names of all tables of sums that there are."""
+        names = {f"open:{bucket}" for bucket in self._open} | {f"ahead:{bucket}" for bucket in self._ahead}
+        for window in self._longest():
+            names.update(name for name, _ in window.tables())
+            names.update([_TOTAL] if window.length_ms is None else [])
+        return names | ({BLOCK} if self.counters is not None else set())
 
     def _group_table(self, window: Window, grouping: Grouping) -> GroupTable:
         index = self._indexes.setdefault(
@@ -346,11 +521,65 @@ class Engine:
     behind: bool = False
     """The last call left time buckets open that may be closed."""
     _partitions: dict[str, _Partition] = field(default_factory=dict)
+    _stored: Any = None
 
     @classmethod
     def of(cls, specs: Sequence[ModelSpec], time: TimeSpec) -> Engine:
         """A fresh engine for these models."""
         return cls(time, {s.name: ModelEngine(s, time) for s in specs})
+
+    def track(self) -> None:
+        """From now on note what changes, for :meth:`changes`; without it nothing is noted or paid for."""
+        for model in self.models.values():
+            model.track()
+
+    def changes(self) -> EngineChanges:
+        """What changed since the last call or since :meth:`restore`; the first call gives everything.
+
+        To be called between inputs. Changes that were taken are gone from here; whoever cannot store them
+        has to keep them, or to end.
+        """
+        document: dict[str, Any] = {
+            "closed_until": self.closed_until,
+            "behind": self.behind,
+            "partitions": {name: [p.latest, p.idle] for name, p in self._partitions.items()},
+        }
+        changed = document != self._stored
+        self._stored = document
+        models = {name: c for name, m in self.models.items() if (c := m.changes()) is not None}
+        return EngineChanges(document if changed else None, models)
+
+    def restore(self, state: EngineState) -> None:
+        """Make this fresh engine go on exactly as the one whose changes were stored; track from here on.
+
+        Models, windows, rules and groupings that are new start empty; a rule of which anything was edited is
+        new. A new window begins with the closed steps kept for other windows with the same step. What the
+        configuration has no more is dropped, except for models: theirs stays with the store.
+
+        Raises
+        ------
+        ValueError
+            Stored sums of a model mean something else now: its task, attributes, time bucket or the
+            times of its join changed; the engine is then as it was. Or the state is damaged.
+        """
+        for name, model in self.models.items():
+            if name in state.models:
+                model.check(state.models[name])
+        if state.document is not None:
+            self._stored = state.document
+            self.closed_until = state.document["closed_until"]
+            self.behind = state.document["behind"]
+            for name, (latest, idle) in state.document["partitions"].items():
+                self._partitions[name] = _Partition(latest, idle)
+        for name, model in self.models.items():
+            if name in state.models:
+                model.restore(state.models[name])
+        self.track()
+
+    @property
+    def partitions(self) -> dict[str, bool]:
+        """The partitions that time buckets wait for, or (True) that are idle."""
+        return {name: p.idle for name, p in self._partitions.items()}
 
     def add_partition(self, partition: str) -> None:
         """From now on no time bucket closes before this partition has passed it."""

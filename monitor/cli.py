@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import TypeAdapter
@@ -39,6 +39,9 @@ from monitor.replay import replay as run_replay
 from monitor.sinks.dead_letter import DeadLetters
 from monitor.sources.files import FileInput, Format
 from monitor.sources.files import Progress as Consumed
+
+if TYPE_CHECKING:
+    from monitor.store import Store
 
 app = typer.Typer(
     name="fairness-monitor",
@@ -196,6 +199,56 @@ def run(
     settings = load_config(config, os.environ)
     set_up_logs(log_level.upper())
     Service(settings).run(stop)
+
+
+state = typer.Typer(help="Look at the durable state of a monitor that does not run.", no_args_is_help=True)
+app.add_typer(state, name="state")
+
+StatePath = Annotated[
+    Path, typer.Argument(metavar="STATE", help="the state's folder, or a configuration that names it")
+]
+
+
+@state.command()
+def info(path: StatePath) -> None:
+    """Print sizes, counts and the last commit as JSON."""
+    with _stored(path) as store:
+        sys.stdout.write(json.dumps(store.info(), indent=1) + "\n")
+
+
+@state.command()
+def verify(path: StatePath) -> None:
+    """Read everything and check it. Exit code 1 when something is damaged."""
+    with _stored(path) as store:
+        problems = store.verify()
+    for problem in problems:
+        err.print(problem, style="red", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    out.print("the state is whole")
+
+
+@state.command()
+def export(path: StatePath) -> None:
+    """Print what the events have come to, one JSON value per line; equal for equal events."""
+    from monitor.checkpoint import canonical_document
+
+    with _stored(path) as store:
+        sys.stdout.buffer.write(store.export(canonical_document))
+
+
+def _stored(path: Path) -> Store:
+    from monitor.store import Store
+
+    directory = path
+    if not path.is_dir():
+        stated = load_config(path, os.environ).state.directory
+        if stated is None:
+            raise MonitorError(f"{path} names no state.directory: name the folder itself")
+        directory = Path(stated)
+    if not (directory / "state.db").exists():
+        raise MonitorError(f"there is no state in {directory}")
+    return Store.open(directory, now_ms=_now_ms)
 
 
 @app.command()

@@ -32,6 +32,7 @@ from monitor.connections import (
     KafkaConfig,
     Name,
     ServerConfig,
+    StateConfig,
     TopicsConfig,
 )
 from monitor.errors import Findings, did_you_mean, wrong
@@ -432,6 +433,7 @@ class Config(Frozen):
     limits: LimitsConfig = Field(default=LimitsConfig(), description="sizes beyond which events are rejected")
     privacy: PrivacyConfig = Field(default=PrivacyConfig(), description="what is withheld")
     dead_letter: DeadLetterConfig = Field(default=DeadLetterConfig(), description="where rejected events go")
+    state: StateConfig = Field(default=StateConfig(), description="what survives a restart")
     server: ServerConfig = Field(default=ServerConfig(), description="metrics, health and ingest over HTTP")
     alerts: AlertsConfig = Field(default=AlertsConfig(), description="whom alerts are sent to")
     health: HealthConfig = Field(default=HealthConfig(), description="when numbers are stale")

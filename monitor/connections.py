@@ -272,6 +272,14 @@ class HealthConfig(Frozen):
     )
 
 
+class StateConfig(Frozen):
+    """Where what the service knows is kept; without a directory it is forgotten when it ends."""
+
+    directory: str | None = Field(
+        default=None, min_length=1, description="folder of its own, on a local disk; made if it is missing"
+    )
+
+
 class DeadLetterConfig(Frozen):
     """Where rejected events go; without any they are only counted."""
 

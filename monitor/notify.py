@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from monitor.alerts import Alert, AlertState, Transition
 from monitor.rows import alert_row
-from monitor.sinks.outbox import Channel
+from monitor.sinks.outbox import Channel, Message
 from monitor.sinks.webhook import alert_message
 from monitor.times import format_time
 
@@ -20,13 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends the transitions of alerts to all channels.
+    """Makes messages of the transitions of alerts.
 
     State: the alerts that are firing, and the number of transitions of each rule.
     """
 
     def __init__(self, channels: Sequence[Channel], max_age_ms: int) -> None:
         self.channels = channels
+        self._outgoing: list[Message] = []
         self.counts: Counter[tuple[str, str, AlertState]] = Counter()
         self._max_age_ms = max_age_ms
         self._held: set[str] = set()
@@ -36,6 +37,19 @@ class Notifier:
     def held(self) -> int:
         """Alerts that are firing and were not sent."""
         return len(self._held)
+
+    def take(self) -> list[Message]:
+        """Messages for all channels since the last call."""
+        taken, self._outgoing = self._outgoing, []
+        return taken
+
+    def snapshot(self) -> dict[str, list[str]]:
+        """What is to be remembered over a restart."""
+        return {"held": sorted(self._held), "sent": sorted(self._sent)}
+
+    def restore(self, snapshot: Mapping[str, Sequence[str]]) -> None:
+        """Go on from a :meth:`snapshot`."""
+        self._held, self._sent = set(snapshot["held"]), set(snapshot["sent"])
 
     def tell(self, transitions: Sequence[Transition], now_ms: int) -> None:
         """Alerts changed their state."""
@@ -67,9 +81,7 @@ class Notifier:
     def _send(self, transition: Transition) -> None:
         if transition.state is AlertState.FIRING:
             self._sent.add(transition.alert.episode)
-        message = alert_message(transition, alert_row)
-        for channel in self.channels:
-            channel.send(message)
+        self._outgoing.append(alert_message(transition, alert_row))
 
 
 def _log(transition: Transition, *, held: bool) -> None:

@@ -208,6 +208,7 @@ class Channel:
         self._attempts = self._delivered = self._failed = 0
         self._last_success_ms: int | None = None
         self._trouble: str | None = None
+        self._finished: list[str] = []
         self._thread = threading.Thread(target=self._run, name=f"channel {name}", daemon=True)
 
     def start(self) -> None:
@@ -226,6 +227,12 @@ class Channel:
                 self._last_success_ms,
                 self._disabled,
             )
+
+    def finished(self) -> list[str]:
+        """Ids of the messages that were delivered or given up since the last call."""
+        with self._changed:
+            done, self._finished = self._finished, []
+        return done
 
     def send(self, message: Message) -> bool:
         """Queue a message and return at once; False when it cannot be taken, which is counted and logged."""
@@ -264,6 +271,7 @@ class Channel:
         message, status = waiting.message, outcome.status
         verdict = self._outbox.settle(waiting, outcome, self._monotonic())
         if verdict is Verdict.DELIVERED:
+            self._finished.append(message.id)
             self._delivered += 1
             self._last_success_ms = self._now_ms()
             log.info("message delivered", extra=self._fields(message, status))
@@ -285,6 +293,8 @@ class Channel:
                 self._lose(left, outcome.reason, status)
 
     def _lose(self, message: Message, why: str, status: int | None = None) -> None:
+        if not self._closing:  # what is left at the end is sent after the next start, if it was stored
+            self._finished.append(message.id)
         self._failed += 1
         log.error("message not delivered: %s", why, extra=self._fields(message, status))
 

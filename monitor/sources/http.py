@@ -44,6 +44,11 @@ class Receipt:
     rejects: Sequence[Reject]
 
 
+def shown(receipt: Receipt) -> Receipt:
+    """What of a receipt is told and kept: its first rejects, without the bytes."""
+    return replace(receipt, rejects=[replace(r, payload=b"") for r in receipt.rejects[:SHOWN_REJECTS]])
+
+
 @dataclass(slots=True, eq=False)
 class Post:
     """One request: its records, and the receipt its sender waits for."""
@@ -52,6 +57,7 @@ class Post:
     body: bytes
     arrival_ms: int
     key: str | None = None
+    digest: int = 0
     lines: int = 1
     receipt: Future[Receipt] = field(default_factory=Future)
 
@@ -96,7 +102,7 @@ class Inbox:
         if (lines := post.body.count(b"\n")) > MAX_LINES:
             raise Refused(413, f"the request has more than {MAX_LINES} lines; send the events in several")
         post.key, post.lines = key, lines + 1
-        digest = xxhash.xxh3_64_intdigest(post.body)
+        digest = post.digest = xxhash.xxh3_64_intdigest(post.body)
         with self._changed:
             known = self._keys.get((post.source, key)) if key is not None else None
             if known is not None:
@@ -142,16 +148,22 @@ class Inbox:
         return posts
 
     def answer(self, post: Post, receipt: Receipt) -> None:
-        """Say what came of a request. Rejects that the answer shows are kept, without payloads."""
-        shown = [replace(r, payload=b"") for r in receipt.rejects[:SHOWN_REJECTS]]
-        receipt = replace(receipt, rejects=shown)
+        """Say what came of a request. What the answer shows is kept for its key."""
+        receipt = shown(receipt)
         with self._changed:
             known = self._keys.get((post.source, post.key)) if post.key is not None else None
             if post.key is not None and known is not None and known[1] is post.receipt:
                 self._keys[post.source, post.key] = known[0], receipt
-                self._kept += len(shown)
+                self._kept += len(receipt.rejects)
                 self._forget()
         post.receipt.set_result(receipt)
+
+    def remember(self, source: str, key: str, digest: int, receipt: Receipt) -> None:
+        """A request that was answered before a restart."""
+        with self._changed:
+            self._keys[source, key] = digest, receipt
+            self._kept += len(receipt.rejects)
+            self._forget()
 
     def _forget(self) -> None:
         while len(self._keys) > self._max_keys or self._kept > _MAX_KEPT_REJECTS:

@@ -153,15 +153,24 @@ class _Partition:
         self.next = self.delivered = self.applied = self.committed = self.end = self.quiet_from = None
 
 
-def kafka_source(config: KafkaConfig, topics: Sequence[TopicStart], now_ms: Callable[[], int]) -> KafkaSource:
-    """The source for topics of a cluster; raises MonitorError when certificate files cannot be used."""
+def kafka_source(
+    config: KafkaConfig,
+    topics: Sequence[TopicStart],
+    now_ms: Callable[[], int],
+    stored: Mapping[str, int] | None = None,
+) -> KafkaSource:
+    """The source for topics of a cluster, from positions ``stored``.
+
+    Raises MonitorError when certificate files cannot be used.
+    """
     connection_options(config)
 
     def make() -> Consumer:  # reads the files again: certificates are renewed while the service runs
         names = [t.topic for t in topics]
         return make_consumer(names, **_OPTIONS, **connection_options(config), group_id=config.group)
 
-    return KafkaSource(topics, make, config.group, now_ms, servers=config.bootstrap_servers)
+    servers = config.bootstrap_servers
+    return KafkaSource(topics, make, config.group, now_ms, servers, stored=stored)
 
 
 class KafkaSource:
@@ -183,6 +192,9 @@ class KafkaSource:
         Clock and pause, in seconds.
     max_records
         Records of one poll at most.
+    stored
+        Positions by partition name that win over committed ones. Other partitions of their topics came
+        since and are read from their beginning.
     """
 
     def __init__(
@@ -195,6 +207,7 @@ class KafkaSource:
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         max_records: int = 10_000,
+        stored: Mapping[str, int] | None = None,
     ) -> None:
         self._topics = {t.topic: t for t in topics}
         self._make_consumer = make_consumer
@@ -204,6 +217,7 @@ class KafkaSource:
         self._monotonic = monotonic
         self._sleep = sleep
         self._max_records = max_records
+        self._stored = dict(stored or {})
         self._consumer: Consumer | None = None
         self._open = False
         self._retry_at = float("-inf")
@@ -263,6 +277,10 @@ class KafkaSource:
         after = batch.positions[-1] + 1
         if after <= partition.delivered:  # else it is from a topic that was deleted since
             partition.applied = max(after, partition.applied or 0)
+
+    def positions(self) -> dict[str, int]:
+        """The next offset of each partition behind everything that was applied."""
+        return {p.name: safe for p in self._partitions.values() if (safe := p.safe) is not None}
 
     def commit(self, wait_seconds: float = 0) -> None:
         """Commit what was applied; 0 seconds do not wait. The next call makes up for a failure."""
@@ -402,17 +420,19 @@ class KafkaSource:
                 if not any(p.aside_until > now for p in mine):
                     self._fine(f"topic {topic}")
                 # What is there at first has a past that `start` is about. What comes later is new as a whole.
-                first = self._first.setdefault(topic, frozenset(found.leaders))
+                ours = {int(n.rpartition("-")[2]) for n in self._stored if n.rpartition("-")[0] == topic}
+                first = self._first.setdefault(topic, frozenset(ours or found.leaders))
                 again = found.id is not None and self._ids.get(topic) not in (None, found.id)
                 self._ids[topic] = found.id
                 for number in found.leaders:
                     new = number not in first
                     at = TopicPartition(topic, number)
-                    partition = _Partition(
-                        at, wanted.source, "earliest" if new else wanted.start, self._group is not None
-                    )
+                    start, ask = ("earliest", not ours) if new else (wanted.start, True)
+                    partition = _Partition(at, wanted.source, start, ask and self._group is not None)
                     known = self._partitions.setdefault(partition.name, partition)
                     if known is partition:
+                        if (offset := self._stored.get(partition.name)) is not None:
+                            partition.next, partition.seek, partition.ask_group = offset, True, False
                         if new:
                             _log.info("Kafka partition %s is new; reading it from its beginning", known.name)
                     elif again:

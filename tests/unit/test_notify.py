@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 from monitor.alerts import Alert, AlertState, Rule, Transition
 from monitor.gap_names import GapSpec
 from monitor.notify import Notifier
-from monitor.sinks.outbox import Channel, Message
+from monitor.sinks.outbox import Message
 from tests.engine_helpers import HOUR, MINUTE, START
 
 RULE = Rule(
@@ -27,14 +25,14 @@ RULE = Rule(
 
 
 class Recorder:
-    name = "recorder"
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._messages: list[Message] = []
 
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-
-    def send(self, message: Message) -> bool:
-        self.messages.append(message)
-        return True
+    @property
+    def messages(self) -> list[Message]:
+        self._messages += self._notifier.take()
+        return self._messages
 
     @property
     def types(self) -> list[str]:
@@ -51,8 +49,8 @@ def resolve(alert: Alert, at: int) -> Transition:
 
 
 def notifier() -> tuple[Notifier, Recorder]:
-    recorder = Recorder()
-    return Notifier(cast(Sequence[Channel], [recorder]), HOUR), recorder
+    made = Notifier([], HOUR)
+    return made, Recorder(made)
 
 
 def test_firing_and_resolved_share_their_key() -> None:

@@ -62,6 +62,9 @@ class FakeKafka:
     def applied(self, batch: RecordBatch) -> None:
         self.log.append(f"applied {batch.partition}")
 
+    def positions(self) -> dict[str, int]:
+        return {}
+
     def commit(self, wait_seconds: float = 0) -> None:
         self.log.append("commit" if not wait_seconds else "commit and wait")
 
@@ -97,7 +100,7 @@ class Bench:
         if kafka is not None:
             config.setdefault("sources", [{"kafka": {"topics": ["x"]}}])
             config["kafka"] = {"bootstrap_servers": "127.0.0.1:1"}
-            patch.setattr(service_module, "_kafka_source", lambda config, now_ms: kafka)
+            patch.setattr(service_module, "_kafka_source", lambda config, now_ms, stored: kafka)
         else:
             config.setdefault("sources", [{"http": {}}])
         self.service = Service(
@@ -216,7 +219,7 @@ def test_offsets_are_committed_after_the_batch_and_its_dead_letters(benches: Any
     bench.turn(10)
     assert bench.kafka.log == ["applied x-0", "commit"]
     assert json.loads(path.read_text())["reason"] == "missing_field"
-    bench.turn(1)
+    bench.turn(0.5)
     assert bench.kafka.log == ["applied x-0", "commit"], "not at every turn"
 
 

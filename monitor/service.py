@@ -475,6 +475,8 @@ class Service:
         self.board.waiting_for = waiting
 
     def _waiting_for(self) -> tuple[str, ...]:
+        if self._unwritable is not None:
+            return (self._unwritable,)
         if self._kafka is None:
             return ()
         status = self._kafka.status()

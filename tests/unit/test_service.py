@@ -18,6 +18,7 @@ from monitor.records import RecordBatch
 from monitor.service import Service
 from monitor.sources.http import Post, Receipt, Refused
 from monitor.sources.kafka import KafkaStatus, PartitionStatus
+from monitor.store import StoreError
 from tests.engine_helpers import HOUR, MINUTE, START, encode
 
 MODEL: dict[str, Any] = {
@@ -331,3 +332,58 @@ def test_when_the_http_server_ends_so_does_the_service(benches: Any) -> None:
     stop = Event()
     with pytest.raises(MonitorError, match="HTTP server ended"):
         bench.service.run(stop)
+
+
+def test_a_state_that_cannot_be_written_holds_everything_back_and_loses_nothing(
+    benches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = benches(state={"directory": str(tmp_path / "state")})
+    store = bench.service._store
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise StoreError("cannot write the state: the disk is full")
+
+    post = bench.post(json.dumps(event(1, START + HOUR)).encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit", fail)
+        patch.setattr(service_module.time, "sleep", lambda seconds: None)
+        bench.turn()
+        bench.turn(1)
+        assert not post.receipt.done(), "nobody is told before it is written"
+        assert bench.service.board.waiting_for == ("cannot write the state: the disk is full",)
+        with pytest.raises(Refused, match="state cannot be written"):
+            bench.post(json.dumps(event(2, START + HOUR)).encode())
+    bench.turn(1)
+    bench.turn(1)
+    assert post.receipt.result(0).accepted == 1
+    assert bench.service.board.waiting_for == ()
+
+
+def test_a_restart_goes_on_where_it_was(benches: Any, tmp_path: Path) -> None:
+    parts = {"state": {"directory": str(tmp_path / "state")}}
+    first = benches(**parts)
+    body = json.dumps(event(1, START + HOUR)).encode()
+    kept = Post("events", body, first.clock.ms)
+    first.service._inbox.submit(kept, "key-1")
+    first.turn()
+    first.service._drain()
+    first.service._close()
+    second = benches(**parts)
+    again = second.service._inbox.submit(Post("events", body, second.clock.ms), "key-1")
+    assert again.result(0) == kept.receipt.result(0), "the same key counts once, over a restart as well"
+    second.clock.ms += 10 * MINUTE
+    second.turn()
+    second.turn(40)
+    assert second.value("fairness_group_value", group="f") == 1
+    assert second.value("fairness_group_predictions_total", group="f") == 1
+
+
+def test_a_state_of_another_model_is_refused(benches: Any, tmp_path: Path) -> None:
+    parts = {"state": {"directory": str(tmp_path / "state")}}
+    first = benches(**parts)
+    first.post(json.dumps(event(1, START + HOUR)).encode())
+    first.turn()
+    first.service._drain()
+    first.service._close()
+    with pytest.raises(MonitorError, match=r"time\.bucket changed since its state was stored"):
+        benches(**parts, time={"bucket": "1h"})

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test full bench lint clean
+.PHONY: demo test full crash-test bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -24,6 +24,9 @@ lint: $(VENV)/.test
 full: lint ## everything, with the long checks; results in artefacts/full.txt
 	mkdir -p artefacts
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS) 2>&1 | tee artefacts/full.txt; exit $${PIPESTATUS[0]}
+
+crash-test: $(VENV)/.test ## kill the running service 200 times over a real Kafka, and compare
+	$(BIN)/python -m pytest -q -m full tests/crash $(ARGS)
 
 bench: $(VENV)/.test ## throughput beside bare loops, as ratios in one run
 	$(BIN)/fairness-monitor bench $(ARGS)

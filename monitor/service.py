@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -107,55 +108,59 @@ class Service:
         self._monotonic = monotonic
         self.engine = build_engine(config, counters=True)
         self._store = _store(config, now_ms)
-        loaded = self._store.load() if self._store is not None else None
-        if self._store is not None:
-            _restore(self.engine, loaded)
-        self._decoders = build_decoders(config, self.engine)
-        self._kafka = _kafka_source(config, now_ms, loaded.offsets if loaded else {})
-        posted = {s.name: s.http.max_body_bytes for s in config.sources if s.http is not None}
-        if self._kafka is None and not posted:
-            raise MonitorError(
-                "there is nothing to run on: give a source kafka: {topics: […]}, or http: {} "
-                "(files are read by fairness-monitor replay)"
+        with ExitStack() as stack:
+            if self._store is not None:
+                stack.callback(self._store.close)  # when what follows fails
+            loaded = self._store.load() if self._store is not None else None
+            if self._store is not None:
+                _restore(self.engine, loaded)
+            self._decoders = build_decoders(config, self.engine)
+            self._kafka = _kafka_source(config, now_ms, loaded.offsets if loaded else {})
+            posted = {s.name: s.http.max_body_bytes for s in config.sources if s.http is not None}
+            if self._kafka is None and not posted:
+                raise MonitorError(
+                    "there is nothing to run on: give a source kafka: {topics: […]}, or http: {} "
+                    "(files are read by fairness-monitor replay)"
+                )
+            self._inbox = Inbox()
+            self._posted = posted
+            self._last_post = {_posted(name): monotonic() for name in posted}  # no clock that may be set back
+            self._partitions: dict[str, str] = {}
+            for name in posted:
+                self._add_partition(_posted(name), name)
+            self._tally = Tally(now_ms())
+            self._letters = Letters(config.dead_letter.path, _topic_letters(config))
+            # no alert is known before its time bucket has closed
+            age = config.alerts.max_age + config.time.grace + config.time.bucket + config.time.idle_after
+            self._notifier = Notifier(_channels(config, now_ms), milliseconds(age))
+            self._process = ProcessCollector(registry=CollectorRegistry())
+            self._idle = dict(self.engine.partitions)
+            self._stale: dict[str, bool] = {}
+            self._lowest: int | None = None
+            self._answers: list[tuple[Post, Receipt]] = []
+            self._messages: list[Message] = []
+            self._orphans: list[tuple[str, str]] = []
+            self._ledger: list[Document] = []
+            self._unwritten: _Ready | None = None
+            self._last_written: object = None
+            self._unwritable: str | None = None
+            self._shown: object = None
+            self._evaluate_at = self._health_at = self._write_at = 0.0
+            if loaded is not None:
+                self._go_on(loaded)
+            self.board = Board()
+            server = config.server
+            app = make_app(
+                self.board,
+                monotonic=monotonic,
+                now_ms=now_ms,
+                metrics_token=server.metrics_token.get_secret_value() if server.metrics_token else None,
+                inbox=self._inbox,
+                ingest_token=server.ingest_token.get_secret_value() if server.ingest_token else None,
+                max_body_bytes=posted,
             )
-        self._inbox = Inbox()
-        self._posted = posted
-        self._last_post = {_posted(name): monotonic() for name in posted}  # no clock that may be set back
-        self._partitions: dict[str, str] = {}
-        for name in posted:
-            self._add_partition(_posted(name), name)
-        self._tally = Tally(now_ms())
-        self._letters = Letters(config.dead_letter.path, _topic_letters(config))
-        # no alert is known before its time bucket has closed
-        age = config.alerts.max_age + config.time.grace + config.time.bucket + config.time.idle_after
-        self._notifier = Notifier(_channels(config, now_ms), milliseconds(age))
-        self._process = ProcessCollector(registry=CollectorRegistry())
-        self._idle = dict(self.engine.partitions)
-        self._stale: dict[str, bool] = {}
-        self._lowest: int | None = None
-        self._answers: list[tuple[Post, Receipt]] = []
-        self._messages: list[Message] = []
-        self._orphans: list[tuple[str, str]] = []
-        self._ledger: list[Document] = []
-        self._unwritten: _Ready | None = None
-        self._last_written: object = None
-        self._unwritable: str | None = None
-        self._shown: object = None
-        self._evaluate_at = self._health_at = self._write_at = 0.0
-        if loaded is not None:
-            self._go_on(loaded)
-        self.board = Board()
-        server = config.server
-        app = make_app(
-            self.board,
-            monotonic=monotonic,
-            now_ms=now_ms,
-            metrics_token=server.metrics_token.get_secret_value() if server.metrics_token else None,
-            inbox=self._inbox,
-            ingest_token=server.ingest_token.get_secret_value() if server.ingest_token else None,
-            max_body_bytes=posted,
-        )
-        self.web = WebServer(app, server)
+            self.web = WebServer(app, server)
+            stack.pop_all()
 
     def run(self, stop: Event) -> None:
         """Turn the loop until ``stop`` is set, then drain: count what was taken, commit, send alerts."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.cells import Cell
+from monitor.cells import Cell, CellSums
 from monitor.checkpoint import Document, EngineState, JoinTable, ModelState
 from monitor.store.generations import Extent
 from monitor.tasks.base import Ints
@@ -122,7 +122,11 @@ def canonical_lines(model: ModelState, canonical: Canonical | None) -> Iterator[
     yield from (["cell", cell] for cell in sorted(cells))
     for name, document in sorted(model.documents.items()):
         yield ["document", name, canonical(name, document, cells) if canonical else document]
+    tables: dict[str, CellSums] = {}
     for name, table in sorted(model.tables.items()):
+        name = name.replace("ahead:", "open:")  # which of them it is follows from the batches
+        tables[name] = tables[name].merge(table) if name in tables else table
+    for name, table in sorted(tables.items()):
         rows = zip(table.cells.tolist(), table.sums.tolist(), strict=True)
         yield from (["sums", name, *row] for row in sorted((cells[c], row) for c, row in rows if any(row)))
     for which in ("pending", "recent"):

@@ -431,25 +431,8 @@ def _first(mine: Any, theirs: Any) -> str:
 
 
 def exported(store: Store) -> list[str]:
-    """The lines of an export. Time buckets far ahead are held apart or not, as partitions interleave."""
-    lines: list[str] = []
-    ahead: dict[str, list[int]] = {}
-    for text in store.export(canonical).decode().splitlines():
-        line = json.loads(text)
-        if line[0] == "model" and line[2] == "sums" and line[3].startswith(("open:", "ahead:")):
-            *place, sums = [*line[:3], line[3].replace("ahead:", "open:"), *line[4:]]
-            before = ahead.setdefault(json.dumps(place), [0] * len(sums))
-            ahead[json.dumps(place)] = [a + b for a, b in zip(before, sums, strict=True)]
-        else:
-            lines.append(text)
-    return lines + sorted(f"{place} {sums}" for place, sums in ahead.items() if any(sums))
-
-
-def canonical(name: str, document: Any, cells: Sequence[Any]) -> Any:
-    """Without the layout of generations, which follows from the batches."""
-    if name == "join":
-        return {"counts": document["counts"]}
-    return canonical_document(name, document, cells)
+    """The lines of an export."""
+    return store.export(canonical_document).decode().splitlines()
 
 
 def _counters(model: Any) -> Any:

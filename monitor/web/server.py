@@ -35,11 +35,12 @@ class _Protocol(H11Protocol):
 
 
 class WebServer:
-    """Serves an application until :meth:`close`. Raises MonitorError when it cannot listen."""
+    """Serves an application at ``port`` until :meth:`close`. Raises MonitorError when it cannot listen."""
 
     def __init__(self, app: Starlette, config: ServerConfig) -> None:
         _check_certificate(config)
         self._socket = _listen(config)
+        self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -58,12 +59,6 @@ class WebServer:
         )
         self._ended = Event()
         self._thread = Thread(target=self._run, name="web", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """The port that is listened at."""
-        port: int = self._socket.getsockname()[1]
-        return port
 
     @property
     def ended(self) -> bool:
